@@ -1,0 +1,19 @@
+"""What every module may raise, and how a script turns it into one clear sentence."""
+
+import sys
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong. The message says what, where, what is allowed and what to do.
+
+    A script prints it and exits with code 2; a stack trace is for our own bugs.
+    """
+
+
+def exit_on_user_error(main):
+    """Run `main()`; print a `UserError` as one sentence on standard error and exit with code 2."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)

@@ -1,0 +1,77 @@
+"""Files that are either whole or not there."""
+
+import contextlib
+import json
+import os
+import tempfile
+
+from .errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`; when the block ends well it becomes `path`, otherwise it goes away.
+
+    Missing folders are made. Raises `UserError` where the folder cannot be written or the disk is full.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = None
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.",
+                                             suffix=os.path.splitext(path)[1])
+        os.close(handle)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def require_writable(path):
+    """Raise `UserError` now, before hours of work, if `path` could not be written later."""
+    if os.path.isdir(path):
+        raise UserError(f"cannot write {path}: it is a folder")
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path, data, indent=None):
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        json.dump(data, file, indent=indent)
+
+
+def read_json(path, what):
+    """The content of a JSON file; `what` names it in the errors. A key that stands twice is an error.
+
+    Raises `UserError` for a missing, unreadable or malformed file.
+    """
+    def without_duplicates(pairs):
+        seen = {}
+        for key, value in pairs:
+            if key in seen:
+                raise UserError(f"{what} {path}: the key {key!r} stands there twice")
+            seen[key] = value
+        return seen
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file, object_pairs_hook=without_duplicates)
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not a text file: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what} {path} is not JSON: {error.msg} in line {error.lineno}") from error

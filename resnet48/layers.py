@@ -1,0 +1,79 @@
+"""Slicable layers: pure functions over full weights. A subnet takes the first channels of each."""
+
+import paddle.nn.functional as F
+
+from . import engine
+
+
+def conv(x, layer, width, stride=1):
+    """The first `width` filters of a convolution, over as many input channels as `x` has.
+
+    x: [N, C, H, W]; layer: `nn.Conv2D` without bias, weight [O >= width, I >= C, K, K].
+    """
+    return engine.conv2d(x, _first(layer.weight, width, x.shape[1]), stride)
+
+
+def batch_norm(x, layer):
+    """Batch norm with the first channels of `layer`, as many as `x` has.
+
+    In training mode: statistics of the batch, and the running ones of the used channels move (momentum .9 is the part
+    that is kept). In evaluation mode: the running ones, which for a subnet are only as good as its calibration.
+    """
+    width = x.shape[1]
+    mean, variance = _first(layer._mean, width), _first(layer._variance, width)
+    moves_a_part = layer.training and width != layer._mean.shape[0]
+    if moves_a_part:
+        # Whether a slice is a view of its parent depends on a flag of the framework: take a copy, write it back below.
+        mean, variance = mean.clone(), variance.clone()
+    y = F.batch_norm(x, mean, variance, _first(layer.weight, width), _first(layer.bias, width),
+                     training=layer.training, momentum=layer._momentum, epsilon=layer._epsilon)
+    if moves_a_part:
+        layer._mean[:width], layer._variance[:width] = mean, variance
+    return y
+
+
+def linear(x, layer):
+    """A classifier over as many features as `x` [N, C] has; weight [I >= C, classes]."""
+    return F.linear(x, _first(layer.weight, x.shape[1]), layer.bias)
+
+
+def _first(weight, *widths):
+    """The leading part of a weight; the weight itself where nothing is cut, which saves a copy."""
+    for axis, width in enumerate(widths):
+        if width != weight.shape[axis]:
+            return weight[tuple(slice(width) for width in widths)]
+    return weight
+
+
+class Statistics:
+    """Batch-norm statistics of one subnet: computed exactly on a set of images, then used instead of the running ones.
+
+    `net(images, arch, norm=statistics.measure)` runs all images as one batch. Every layer sees inputs that were
+    normalised by the exact statistics of the layers before, which is what a subnet trained alone converges to.
+    `net(images, arch, norm=statistics.apply)` evaluates with them. The net itself is not changed.
+    """
+
+    def __init__(self):
+        self._of_layer = {}  # batch-norm layer -> (mean, biased variance), each [C]
+
+    def measure(self, x, layer):
+        mean = x.mean(axis=[0, 2, 3])
+        # Two passes: E[x^2] - E[x]^2 loses digits where the mean is large.
+        variance = (x - mean.reshape([1, -1, 1, 1])).square().mean(axis=[0, 2, 3])
+        self._of_layer[layer] = mean, variance
+        return self.apply(x, layer)
+
+    def apply(self, x, layer):
+        mean, variance = self._of_layer[layer]
+        width = x.shape[1]
+        return F.batch_norm(x, mean, variance, _first(layer.weight, width), _first(layer.bias, width),
+                            training=False, epsilon=layer._epsilon)
+
+    def __getitem__(self, layer):
+        return self._of_layer[layer]
+
+    def store(self):
+        """Write the statistics into the running ones of the layers they were measured for (a net of its own)."""
+        for layer, (mean, variance) in self._of_layer.items():
+            layer._mean.set_value(mean)
+            layer._variance.set_value(variance)

@@ -1,0 +1,46 @@
+"""Settings of the machine that Paddle reads while it is imported: set here, before anything imports it.
+
+Each one only fills in what the environment does not say, so `NAME=value python3 ...` always wins.
+"""
+
+import os
+
+CPU_INFO = "/proc/cpuinfo"
+
+
+def settings(environment, cpus, is_amd):
+    """The environment variables to add: a pure function of what was found.
+
+    environment: mapping of the variables that are set; cpus: CPUs this process may use; is_amd: the maker of the CPU.
+    """
+    local_ranks = max(1, int(environment.get("PADDLE_LOCAL_SIZE", 1)))  # set by paddle.distributed.launch
+    threads = str(max(1, cpus // local_ranks))
+    wanted = {
+        "OMP_NUM_THREADS": threads,  # MKL and OpenMP regions
+        "FLAGS_paddle_num_threads": environment.get("OMP_NUM_THREADS", threads),  # Paddle's own pool
+        "GLOG_minloglevel": "2",  # Paddle's C++ notices, which would drown our own lines
+    }
+    if is_amd:
+        # The MKL inside Paddle's CPU wheels takes a slow path on AMD processors unless told that AVX2 is there.
+        wanted["MKL_DEBUG_CPU_TYPE"] = "5"
+    return {name: value for name, value in wanted.items() if name not in environment}
+
+
+def _is_amd():
+    try:
+        with open(CPU_INFO) as info:
+            return "AuthenticAMD" in info.read()
+    except OSError:
+        return False
+
+
+def cpu_count():
+    """CPUs this process may use (an affinity mask or a container may allow fewer than there are)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def prepare():
+    """Apply `settings` to this process and, through the environment, to its children."""
+    import zlib  # noqa: F401  loaded before Paddle 2.6.2 brings its own copy, which crashes scikit-learn later
+
+    os.environ.update(settings(os.environ, cpu_count(), _is_amd()))

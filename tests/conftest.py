@@ -1,0 +1,46 @@
+"""What the tests share: a narrow space, small nets, and the folders that a run needs."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from resnet48.arch import FULL, POOL  # noqa: E402
+
+PUBLISHED = os.path.join(ROOT, "..", "shared", "data", "CVPR_2022_NAS_Track1_test.json")
+PHOTOGRAPHS = os.path.join(ROOT, "..", "shared", "data", "caltech16")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def narrow():
+    """The full space over widths of 4 to 32 channels."""
+    return FULL.narrowed((4, 8, 16, 32), 1)
+
+
+@pytest.fixture(scope="session")
+def narrow_pool():
+    return POOL.narrowed((4, 8, 16, 32), 1)
+
+
+@pytest.fixture(scope="session")
+def published():
+    """Path of the published arch list; tests that need it skip where it is not there."""
+    if not os.path.exists(PUBLISHED):
+        pytest.skip("the published arch list is not beside the project")
+    return PUBLISHED
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    if not os.path.exists(PHOTOGRAPHS):
+        pytest.skip("the Caltech-101 photographs are not beside the project")
+    return PHOTOGRAPHS
