@@ -45,6 +45,16 @@ class Convolution(NamedTuple):
     kernel: int
     size: int
 
+    @property
+    def macs(self):
+        """Multiply-adds for one image."""
+        return self.in_width * self.out_width * self.kernel ** 2 * self.size ** 2
+
+    @property
+    def params(self):
+        """Trainable parameters, with weight and bias of the batch norm that follows."""
+        return self.out_width * (self.in_width * self.kernel ** 2 + 2)
+
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -171,7 +181,7 @@ class ArchConfig:
             stages.append(tuple(zip(widths[::2], widths[1::2])))
         arch = cls(digits, depths, stem, tuple(stages))
         if not allow_untied:
-            arch.require_tied()
+            arch.require_tied(code)
         return arch
 
     def blocks(self):
@@ -184,16 +194,21 @@ class ArchConfig:
                 in_width = out_width
         return tuple(blocks)
 
-    def require_tied(self):
-        """Raise `ArchError` unless every identity shortcut of the supernet joins equal widths."""
+    def require_tied(self, written=None):
+        """Raise `ArchError` unless every identity shortcut of the supernet joins equal widths.
+
+        written: the code as the user wrote it, if not as `code`; the error counts positions in it.
+        """
+        written = written or self.code
         for block in self.blocks():
             if block.stride == 1 and block.projects:
                 # Digits before this block's second one: 5, the stages before, 2 for each block so far.
                 position = FIRST_BLOCK_DIGIT + 2 * block.index
+                shift = len(written) - DIGITS
                 before = "the stem" if block.index == 1 else "the block before"
                 raise ArchError(
-                    f"arch code {self.code}: position {position} of the 51 (stage {block.stage}, block "
-                    f"{block.position}, conv 2) is {self.code[position - 1]} = {block.out_width} channels, but "
+                    f"arch code {written}: position {position + shift} (stage {block.stage}, block {block.position}, "
+                    f"conv 2) is {self.code[position - 1]} = {block.out_width} channels, but "
                     f"{before} gives {block.in_width} and the shortcut is an identity; allowed in a supernet is one "
                     f"width for all second convolutions of a stage, in stage 1 the stem's too")
 
@@ -212,13 +227,11 @@ class ArchConfig:
 
     def macs(self, image_size=224, num_classes=1000):
         """Multiply-adds of the convolutions, shortcuts and classifier for one image."""
-        return self.out_width * num_classes + sum(
-            c.in_width * c.out_width * c.kernel ** 2 * c.size ** 2 for c in self.convolutions(image_size))
+        return self.out_width * num_classes + sum(conv.macs for conv in self.convolutions(image_size))
 
     def params(self, num_classes=1000):
         """Trainable parameters: convolutions, weight and bias of each batch norm, classifier."""
-        return (self.out_width + 1) * num_classes + sum(
-            c.out_width * (c.in_width * c.kernel ** 2 + 2) for c in self.convolutions())
+        return (self.out_width + 1) * num_classes + sum(conv.params for conv in self.convolutions())
 
     @property
     def out_width(self):

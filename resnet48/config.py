@@ -20,9 +20,9 @@ from .errors import UserError
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def option(default, help, least=None, above=None, choices=None):
-    """A field of a config. least / above: the smallest allowed value, or what it must exceed."""
-    return field(default=default, metadata={"help": help, "least": least, "above": above, "choices": choices})
+def option(default, help, least=None, above=None, most=None, choices=None):
+    """A field of a config. least, most: the limits of its value; above: what it must exceed."""
+    return field(default=default, metadata={"help": help, "least": least, "above": above, "most": most, "choices": choices})
 
 
 @dataclass
@@ -55,16 +55,21 @@ class DataConfig:
 class TrainConfig(SpaceConfig, DataConfig):
     """What both training scripts share. The defaults are the official recipe."""
 
+    crop_scale: float | None = option(None, "smallest part of an image's area in a training crop "
+                                            "[0.08; 0.6 for the built-in digits]", above=0, most=1)
     batch_size: int = option(256, "images per step and process", least=1)
     max_epoch: int = option(90, "passes over the training images", least=1)
     warmup: float = option(0.0, "epochs in which the learning rate rises from 0", least=0)
     lr: float = option(0.1, "learning rate per 256 images of the global batch", above=0)
     momentum: float = option(0.9, "of SGD", least=0)
     weight_decay: float = option(1e-4, "L2 penalty added to every gradient", least=0)
+    zero_residuals: bool = option(False, "start every block as its shortcut; helps short runs of narrow nets")
     pretrained: str | None = option(None, "weights to start from (.pdparams or a run's folder)")
-    resume: str = option("none", "none, auto (the newest checkpoint in --save_dir) or a checkpoint's path")
+    resume: str = option("auto", "auto (the newest checkpoint in --save_dir), none or a checkpoint's path")
     save_dir: str = option("output/train", "folder for checkpoints, config.yaml and metrics.csv")
+    calib_images: int = option(512, "training images for the batch-norm statistics of a subnet", least=1)
     save_freq: int = option(1, "epochs between checkpoints", least=1)
+    eval_freq: int = option(1, "epochs between evaluations while training (0: only the last)", least=0)
     log_freq: int = option(100, "steps between log lines", least=1)
     seed: int = option(0, "of everything random", least=0)
     device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
@@ -73,6 +78,7 @@ class TrainConfig(SpaceConfig, DataConfig):
 
 @dataclass
 class StandaloneConfig(TrainConfig):
+    save_dir: str = option("output/standalone", "folder for checkpoints, config.yaml and metrics.csv")
     arch: str = option("", "arch code, 51 digits or 52 with a leading 1")
     mode: str = option("all", "train, eval (of --pretrained or of --save_dir), or all: both",
                        choices=("all", "train", "eval"))
@@ -80,6 +86,7 @@ class StandaloneConfig(TrainConfig):
 
 @dataclass
 class TruthConfig(TrainConfig):
+    save_dir: str = option("output/truth", "folder for one run's folder per arch")
     archs: str = option("", "arch list in the official JSON format")
     limit: int | None = option(None, "only the first N archs", least=1)
     truth: str = option("output/truth.json", "where the measured accuracies go")
@@ -87,6 +94,7 @@ class TruthConfig(TrainConfig):
 
 @dataclass
 class SupernetConfig(TrainConfig):
+    save_dir: str = option("output/supernet", "folder for checkpoints, config.yaml and metrics.csv")
     dyna_batch_size: int = option(4, "subnets per step, the largest included where the recipe trains it", least=1)
     recipe: str = option("sandwich", "which subnets a step trains and with what loss", choices=("sandwich", "demo"))
     space: str = option("pool", "which subnets are sampled: pool (as published) or full", choices=("pool", "full"))
@@ -125,8 +133,12 @@ class VerifyConfig:
 
 
 @dataclass
-class ExportConfig(SpaceConfig):
-    pass
+class ExportConfig(DataConfig):
+    checkpoint: str = option("", "a supernet's run folder or .pdparams file")
+    arch: str = option("", "arch code of the subnet to export")
+    output: str = option("output/subnet", "path of the inference model, without ending")
+    calib_images: int = option(512, "training images for the batch-norm statistics of the subnet", least=1)
+    seed: int = option(0, "of the choice of calibration images", least=0)
 
 
 def command_line(description, commands, argv=None):
@@ -184,7 +196,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_flag(parser, item):
-    default = f" [{item.default}]" if item.default not in (None, "", False) else ""
+    default = "" if item.default in (None, "") or item.default is False else f" [{item.default}]"  # 0 is shown
     kwargs = {"dest": item.name, "default": argparse.SUPPRESS, "help": item.metadata["help"] + default}
     if item.type in (bool, "bool"):
         parser.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, **kwargs)
@@ -201,7 +213,7 @@ def _check(name, value, hint, limits):
     try:
         if kind is bool and not isinstance(value, bool):
             raise ValueError
-        if isinstance(value, bool) and kind is not bool or value is None:
+        if isinstance(value, bool) and kind is not bool or value is None or isinstance(value, dict):
             raise ValueError
         if kind is int and isinstance(value, float) and value != int(value):
             raise ValueError
@@ -217,6 +229,8 @@ def _check(name, value, hint, limits):
         raise UserError(f"--{name} must be {limits['least']} or more, got {value}")
     if limits["above"] is not None and value <= limits["above"]:
         raise UserError(f"--{name} must be more than {limits['above']}, got {value}")
+    if limits["most"] is not None and value > limits["most"]:
+        raise UserError(f"--{name} must be {limits['most']} or less, got {value}")
     if limits["choices"] and value not in limits["choices"]:
         raise UserError(f"--{name} takes {', '.join(limits['choices'])}; got {value!r}")
     return value

@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -28,7 +29,7 @@ def replacing(path):
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -45,7 +46,19 @@ def require_writable(path):
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path, error):
+    reason = error.strerror or error
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        reason = f"a file stands where the folder {os.path.dirname(os.path.abspath(path))} should be"
+    return UserError(f"cannot write {path}: {reason}")
+
+
+def write_text(path, text):
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def write_json(path, data, indent=None):
@@ -75,3 +88,12 @@ def read_json(path, what):
         raise UserError(f"{what} {path} is not a text file: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{what} {path} is not JSON: {error.msg} in line {error.lineno}") from error
+
+
+def sha256_of(path):
+    """Hexadecimal digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

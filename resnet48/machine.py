@@ -4,6 +4,7 @@ Each one only fills in what the environment does not say, so `NAME=value python3
 """
 
 import os
+import warnings
 
 CPU_INFO = "/proc/cpuinfo"
 
@@ -43,4 +44,5 @@ def prepare():
     """Apply `settings` to this process and, through the environment, to its children."""
     import zlib  # noqa: F401  loaded before Paddle 2.6.2 brings its own copy, which crashes scikit-learn later
 
+    warnings.filterwarnings("ignore", message="No ccache found")  # about compiling extensions, which nothing here does
     os.environ.update(settings(os.environ, cpu_count(), _is_amd()))

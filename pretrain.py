@@ -1,0 +1,88 @@
+"""Train and evaluate subnets on their own ("standalone"): the ground truth that a supernet's ranking is judged by."""
+
+import dataclasses
+import os
+
+from resnet48 import checkpoint, config, data, evaluate, files, objectives, runtime, submission, train
+from resnet48.arch import FULL, ArchConfig
+from resnet48.errors import UserError, exit_on_user_error
+from resnet48.models import ResNet48, Supernet, extract, zero_residuals
+
+RECIPE = os.path.join(config.HERE, "configs", "standalone.yaml")
+
+
+def run(settings):
+    """Train and/or evaluate one subnet on its own."""
+    config.require(settings, "arch")
+    images = start(settings)
+    space = FULL.narrowed(settings.channels(), settings.divisor)
+    arch = ArchConfig.parse(settings.arch, space, allow_untied=True)
+    if settings.mode != "eval":
+        return train_one(arch, images, settings)
+    path = settings.pretrained or settings.save_dir
+    net = initial_net(arch, images, path)
+    accuracy = evaluate.watch_standalone(images, settings)(net)["val"]
+    runtime.say(f"top-1 of {arch.code} from {path}: {accuracy:.2f} % of {len(images.val)} validation images")
+
+
+def truth(settings):
+    """Train every subnet of a list on its own and write their accuracies; goes on where it was stopped."""
+    config.require(settings, "archs")
+    files.require_writable(settings.truth)
+    space = FULL.narrowed(settings.channels(), settings.divisor)
+    entries = submission.read_list(settings.archs, space)[:settings.limit]
+    images, accuracies = start(settings), []
+    for place, (key, _, arch) in enumerate(entries, 1):
+        runtime.say(f"{key} ({place} of {len(entries)})")
+        folder = os.path.join(settings.save_dir, arch.code)
+        accuracies.append(train_one(arch, images, dataclasses.replace(settings, save_dir=folder)))
+    if runtime.rank() == 0 and not settings.dry_run:
+        submission.write(settings.truth, entries, accuracies)
+        runtime.say(f"wrote {settings.truth}: {len(entries)} archs, top-1 {min(accuracies):.2f} to "
+                    f"{max(accuracies):.2f} %")
+
+
+def start(settings):
+    """Device, peers, printed settings, images."""
+    runtime.start(settings.device)
+    runtime.say(config.dump(settings))
+    return data.load(settings)
+
+
+def train_one(arch, images, settings):
+    """Train one subnet; returns its top-1 in percent."""
+    runtime.seed_everything(settings.seed)
+    net = initial_net(arch, images, settings.pretrained, settings.zero_residuals)
+    arguments = net, objectives.standalone, lambda step: [], images, settings
+    if settings.dry_run:
+        return train.dry_run(*arguments, lambda few: evaluate.watch_standalone(few, settings))["val"]
+    watch = evaluate.watch_standalone(images, settings) if getattr(settings, "mode", "all") == "all" else None
+    accuracies = train.fit(*arguments, watch)
+    if watch:
+        runtime.say(f"top-1 of {arch.code}: {accuracies['val']:.2f} % of {len(images.val)} validation images")
+        return accuracies["val"]
+
+
+def initial_net(arch, images, path, zero_start=False):
+    """The subnet with new weights, or with those at `path`, which may also be a supernet's."""
+    if not path:
+        net = ResNet48(arch, len(images.classes))
+        if zero_start:
+            zero_residuals(net)
+        return net
+    found = checkpoint.read(path)
+    net = checkpoint.build(found) if found.state["net"]["kind"] == "supernet" else None
+    if not isinstance(net, Supernet):
+        net = ResNet48(arch, len(images.classes))
+        checkpoint.load_weights(net, found.weights, path)
+        return net
+    checkpoint.require_classes(net, images, path)
+    return extract(net, arch)
+
+
+if __name__ == "__main__":
+    def main():
+        function, settings = config.command_line(__doc__, {"run": (run, config.StandaloneConfig, RECIPE),
+                                                           "truth": (truth, config.TruthConfig, RECIPE)})
+        function(settings)
+    exit_on_user_error(main)

@@ -1,0 +1,96 @@
+"""Arch codes on the command line: what one means, and a list of random ones.
+
+    python -m resnet48 describe CODE
+    python -m resnet48 sample N --output list.json
+"""
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import config, files
+from .arch import FULL, SPACES, ArchConfig, ArchError
+from .config import option
+from .errors import exit_on_user_error
+
+#: The setting that the word right after a command gives, so that it needs no flag.
+FIRST_WORD = {"describe": "arch", "sample": "count"}
+
+
+@dataclass
+class DescribeConfig(config.SpaceConfig):
+    arch: str = option("", "arch code, 51 digits or 52 with a leading 1")
+    image_size: int = option(224, "height and width in pixels", least=1)
+    num_classes: int = option(1000, "outputs of the classifier", least=1)
+
+
+@dataclass
+class SampleConfig:
+    count: int | None = option(None, "how many archs, all with different codes", least=1)
+    space: str = option("pool", "which subnets are sampled: pool (as published) or full", choices=tuple(SPACES))
+    seed: int = option(0, "of the random choice", least=0)
+    output: str = option("", "arch list to write, in the official JSON format")
+
+
+def describe(settings):
+    """describe CODE: widths, MACs and parameters of one arch, stage by stage."""
+    config.require(settings, "arch")
+    space = FULL.narrowed(settings.channels(), settings.divisor)
+    arch = ArchConfig.parse(settings.arch, space, allow_untied=True)
+    print(f"{arch.code} at {settings.image_size} px, {settings.num_classes} classes\n")
+    print(_aligned(_rows(arch, settings.image_size, settings.num_classes)))
+    try:
+        arch.require_tied(settings.arch)
+    except ArchError as error:
+        print(f"\nOnly as a standalone net: {error}")
+
+
+def sample(settings):
+    """sample N --output FILE: a list of N different random archs, in the official format."""
+    config.require(settings, "count", "output")
+    files.require_writable(settings.output)
+    rng, codes = np.random.default_rng(settings.seed), {}
+    while len(codes) < settings.count:
+        codes[SPACES[settings.space].sample(rng).code] = None
+    # The leading 1 is the official image size code, for 224 px.
+    files.write_json(settings.output, {f"arch{place}": {"acc": 0.0, "arch": "1" + code}
+                                       for place, code in enumerate(codes, 1)})
+    print(f"wrote {settings.output}: {len(codes)} archs of the {settings.space} space, seed {settings.seed}")
+
+
+def main(argv=None):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if len(argv) > 1 and argv[0] in FIRST_WORD and not argv[1].startswith("-"):
+        argv.insert(1, f"--{FIRST_WORD[argv[0]]}")
+    function, settings = config.command_line(__doc__.splitlines()[0], {
+        "describe": (describe, DescribeConfig, None), "sample": (sample, SampleConfig, None)}, argv)
+    function(settings)
+
+
+def _rows(arch, image_size, num_classes):
+    """The table as lists of words: a heading, then stem, stages, classifier and total."""
+    convolutions = arch.convolutions(image_size)
+    rows = [["", "output", "MACs", "parameters", "widths"]]
+    for stage, pairs in enumerate([(), *arch.stages]):
+        name = f"stage {stage}" if stage else "stem"
+        widths = " ".join(f"{inner}-{outer}" for inner, outer in pairs) if stage else str(arch.stem)
+        own = [conv for conv in convolutions if conv.stage == stage]
+        rows.append([name, f"{own[-1].size}x{own[-1].size}", f"{sum(conv.macs for conv in own):,}",
+                     f"{sum(conv.params for conv in own):,}", widths])
+    rows.append(["classifier", "1x1", f"{arch.out_width * num_classes:,}", f"{(arch.out_width + 1) * num_classes:,}",
+                 str(num_classes)])
+    rows.append(["total", "", f"{arch.macs(image_size, num_classes):,}", f"{arch.params(num_classes):,}", ""])
+    return rows
+
+
+def _aligned(rows):
+    """Rows as text: the first and last column to the left, the others to the right."""
+    sizes = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join([row[0].ljust(sizes[0]), *map(str.rjust, row[1:-1], sizes[1:-1]), row[-1]]).rstrip()
+                     for row in rows)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "python -m resnet48"  # the help calls a program by this name, which would be __main__.py
+    exit_on_user_error(main)

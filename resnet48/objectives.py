@@ -1,0 +1,66 @@
+"""What a step minimises. Each objective runs the forward and backward passes of one step and returns its losses.
+
+An objective is called as objective(net, archs, images, labels): archs are (role, arch) pairs from `sampling`, images
+float32 [N, 3, H, W], labels int64 [N]. It leaves the summed gradients in the parameters and returns detached scalar
+losses by role. The graph of one subnet is freed before the next one is built.
+"""
+
+import paddle
+import paddle.nn.functional as F
+
+
+def soft_cross_entropy(logits, teacher_logits):
+    """Cross-entropy to the teacher's distribution, mean over the batch; both [N, classes]. No gradient to the teacher.
+
+    Knowledge distillation at temperature 1 (arXiv 1503.02531).
+    """
+    target = F.softmax(teacher_logits.detach())
+    return -(target * F.log_softmax(logits)).sum(axis=1).mean()
+
+
+def standalone(net, _archs, images, labels):
+    """Cross-entropy of one net on its own."""
+    loss = F.cross_entropy(net(images), labels)
+    loss.backward()
+    return {"loss": loss.detach()}
+
+
+def sandwich(net, archs, images, labels):
+    """The largest by cross-entropy, the others by in-place distillation from its logits (BigNAS, arXiv 2003.11142)."""
+    losses = _Losses()
+    (role, largest), *others = archs
+    teacher_logits = net(images, largest)
+    losses.backward(role, F.cross_entropy(teacher_logits, labels))
+    teacher_logits = teacher_logits.detach()
+    for role, arch in others:
+        losses.backward(role, soft_cross_entropy(net(images, arch), teacher_logits))
+    return losses.means()
+
+
+def distil_from(teacher):
+    """Objective of the official demo: each subnet by cross-entropy plus soft cross-entropy to a fixed teacher.
+
+    teacher(images) gives logits [N, classes]; it runs once per step.
+    """
+    def demo(net, archs, images, labels):
+        losses = _Losses()
+        with paddle.no_grad():
+            teacher_logits = teacher(images)
+        for role, arch in archs:
+            logits = net(images, arch)
+            losses.backward(role, F.cross_entropy(logits, labels) + soft_cross_entropy(logits, teacher_logits))
+        return losses.means()
+
+    return demo
+
+
+class _Losses:
+    def __init__(self):
+        self._of_role = {}
+
+    def backward(self, role, loss):
+        loss.backward()
+        self._of_role.setdefault(role, []).append(loss.detach())
+
+    def means(self):
+        return {role: sum(losses) / len(losses) for role, losses in self._of_role.items()}

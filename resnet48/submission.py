@@ -1,0 +1,251 @@
+"""The arch list and the submission: read, write, prove where it came from, verify. No Paddle in here.
+
+Both are `{"arch1": {"acc": 0.0, "arch": "1252..."}, ...}`. The order of the keys and the code strings are the list's;
+`acc` is the top-1 accuracy in percent. Beside a submission lies a manifest that says what it was made of.
+"""
+
+import hashlib
+import math
+import os
+import re
+from typing import NamedTuple
+
+from . import files
+from .arch import FULL, ArchConfig, ArchError
+from .errors import UserError
+
+FIELDS = ("acc", "arch")
+
+
+class Entry(NamedTuple):
+    """One arch of a list: its key, its code exactly as the file has it (51 or 52 digits), and the parsed arch."""
+
+    key: str
+    code: str
+    arch: ArchConfig
+
+
+def read_list(path, space=FULL):
+    """The arch list at `path`: a list of `Entry`, in the file's order.
+
+    Raises `UserError` naming the file and the key for a malformed entry or code and for an arch that stands twice.
+    """
+    return read(path, "arch list", space)[0]
+
+
+def read(path, what, space=FULL):
+    """Entries and accuracies of a file in the list's format: (list of `Entry`, list of float), in the file's order.
+
+    what: what to call the file in errors. The accuracies are as written: percent, or fractions from some teams.
+    Raises `UserError` as `read_list` does.
+    """
+    content = _read_object(path, what)
+    if not content:
+        raise UserError(f"{what} {path} is empty; it must hold at least one arch")
+    entries, accuracies, key_of = [], [], {}
+    for key, value in content.items():
+        problem = _problem(value)
+        if problem:
+            raise UserError(f"{what} {path}, key {key!r}: {problem}")
+        try:
+            arch = ArchConfig.parse(value["arch"], space)
+        except ArchError as error:
+            raise UserError(f"{what} {path}, key {key!r}: {error}") from error
+        if arch.code in key_of:
+            raise UserError(f"{what} {path}: keys {key_of[arch.code]!r} and {key!r} hold the same arch {arch.code}; "
+                            f"each arch may stand there once, in 51 or in 52 digits")
+        key_of[arch.code] = key
+        entries.append(Entry(key, value["arch"], arch))
+        accuracies.append(float(value["acc"]))
+    return entries, accuracies
+
+
+def write(path, entries, accuracies):
+    """Write a submission, whole or not at all.
+
+    entries: `Entry` objects in the list's order. accuracies: as many numbers, top-1 in percent.
+    Raises `ValueError` for a wrong number of accuracies, one that is not within 0..100, or a key that stands twice,
+    and `UserError` where the file cannot be written.
+    """
+    if len(entries) != len(accuracies):
+        raise ValueError(f"{len(entries)} archs need as many accuracies, got {len(accuracies)}")
+    content = {}
+    for (key, code, _), accuracy in zip(entries, accuracies):
+        if not 0 <= accuracy <= 100:  # also catches NaN
+            raise ValueError(f"the accuracy of {key!r} is {accuracy}, allowed is 0..100 percent")
+        if key in content:
+            raise ValueError(f"the key {key!r} stands twice among the entries")
+        content[key] = {"acc": float(accuracy), "arch": code}
+    files.write_json(path, content)
+
+
+def manifest_path(submission):
+    """Where the manifest of a submission lies: `out/submission.json` has `out/submission.manifest.json`."""
+    return os.path.splitext(submission)[0] + ".manifest.json"
+
+
+def write_manifest(submission, arch_list, checkpoint, settings, archs, partial, val_images, versions):
+    """Write down what the submission at `submission` was made of, beside it. Returns the manifest's path.
+
+    arch_list, checkpoint: a path, or the SHA-256 as 64 hex digits where it was taken before the evaluation.
+    settings: the resolved evaluation settings. archs: how many were scored. partial: whether the list has more.
+    val_images: how many validation images each accuracy counts. versions: package -> version.
+    Raises `UserError` where a file cannot be read or the manifest cannot be written.
+    """
+    manifest = {
+        "submission_sha256": sha256_of(submission),
+        "arch_list_sha256": _digest(arch_list),
+        "checkpoint_sha256": _digest(checkpoint),
+        "archs": archs,
+        "partial": partial,
+        "val_images": val_images,
+        "settings": settings,
+        "versions": versions,
+    }
+    path = manifest_path(submission)
+    files.write_json(path, manifest, indent=2)
+    return path
+
+
+def verify(submission_path, list_path, checkpoint_digest=None):
+    """What speaks against handing this submission in: a list of sentences, empty if all is well.
+
+    Keys, their order and the code strings must be the list's; accuracies finite, within 0..100 and not all equal;
+    the manifest there, about these very files, and not about a partial run.
+    checkpoint_digest: SHA-256 (64 hex digits) of the checkpoint that it must have come from, if known.
+    Raises `UserError` where a file cannot be read as JSON or the list itself is malformed.
+    """
+    entries = read_list(list_path)
+    content = _read_object(submission_path, "submission")
+    return (_key_findings(content, entries) + _value_findings(content, entries)
+            + _manifest_findings(submission_path, list_path, checkpoint_digest))
+
+
+def sha256_of(path):
+    """SHA-256 of a file as 64 hex digits. Raises `UserError` where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _read_object(path, what):
+    content = files.read_json(path, what)
+    if not isinstance(content, dict):
+        raise UserError(f'{what} {path} must be one object {{"arch1": {{"acc": 0.0, "arch": "1252..."}}, ...}}, '
+                        f"found {_kind(content)}")
+    return content
+
+
+def _problem(value):
+    """What is wrong with one entry, its digits aside; None if nothing is."""
+    if not isinstance(value, dict):
+        return f"must be an object with `acc` and `arch`, found {_kind(value)}"
+    for name in value:
+        if name not in FIELDS:
+            return f"unknown field {name!r}, allowed are `acc` and `arch`"
+    for name in FIELDS:
+        if name not in value:
+            return f"the field `{name}` is missing"
+    if not isinstance(value["arch"], str):
+        return f"`arch` must be a string of digits, found {_kind(value['arch'])}"
+    if _is_finite(value["acc"]):
+        return None
+    acc = value["acc"]
+    too_large = isinstance(acc, int) and not isinstance(acc, bool)
+    found = acc if isinstance(acc, float) else "one that is too large" if too_large else _kind(acc)
+    return f"`acc` must be a finite number, found {found}"
+
+
+def _is_finite(value):
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int beyond the range of a float
+        return False
+
+
+def _kind(value):
+    """The JSON name of a value's type."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _key_findings(content, entries):
+    listed = [entry.key for entry in entries]
+    known = set(listed)
+    extra = [key for key in content if key not in known]
+    missing = [key for key in listed if key not in content]
+    findings = []
+    if extra:
+        findings.append(f"{len(extra)} keys are not in the list, the first is {extra[0]!r}")
+    if missing:
+        findings.append(f"the submission is partial: it lacks {len(missing)} of the list's {len(listed)} keys, "
+                        f"the first is {missing[0]!r}")
+    found = [key for key in content if key in known]
+    expected = [key for key in listed if key in content]
+    for key, other in zip(found, expected):
+        if key != other:
+            findings.append(f"the keys do not stand in the list's order: {key!r} stands where {other!r} belongs")
+            break
+    return findings
+
+
+def _value_findings(content, entries):
+    """One sentence for each kind of fault, with how often it occurs and where first."""
+    code_of = {entry.key: entry.code for entry in entries}
+    malformed, codes, outside, accuracies = [], [], [], []
+    for key, value in content.items():
+        problem = _problem(value)
+        if problem:
+            malformed.append(f"{key!r}: {problem}")
+            continue
+        if key in code_of and value["arch"] != code_of[key]:
+            codes.append(f"{key!r}: {value['arch']} where the list has {code_of[key]}")
+        if not 0 <= value["acc"] <= 100:
+            outside.append(f"{key!r}: {value['acc']}")
+        accuracies.append(value["acc"])
+    findings = [f"{len(faults)} {text}, the first is {faults[0]}" for faults, text in (
+        (malformed, "entries are malformed"),
+        (codes, "codes are not the list's"),
+        (outside, "accuracies lie outside 0..100 percent")) if faults]
+    if len(accuracies) > 1 and len(set(accuracies)) == 1:
+        findings.append(f"all {len(accuracies)} accuracies are equal ({accuracies[0]}), so they rank nothing")
+    return findings
+
+
+def _manifest_findings(submission_path, list_path, checkpoint_digest):
+    path = manifest_path(submission_path)
+    if not os.path.exists(path):
+        return [f"there is no manifest {path}, so nothing shows which checkpoint the accuracies come from"]
+    try:
+        manifest = files.read_json(path, "manifest")
+    except UserError as error:
+        return [str(error)]
+    if not isinstance(manifest, dict):
+        return [f"manifest {path} must be an object, found {_kind(manifest)}"]
+    findings = []
+    for name, what, digest in (("submission_sha256", "submission", sha256_of(submission_path)),
+                               ("arch_list_sha256", "arch list", sha256_of(list_path)),
+                               ("checkpoint_sha256", "checkpoint", checkpoint_digest)):
+        stated = manifest.get(name)
+        if not _is_digest(stated):
+            findings.append(f"manifest {path}: `{name}` must be 64 hex digits, found {stated!r}")
+        elif digest is not None and stated.lower() != digest.lower():
+            findings.append(f"manifest {path} was written for another {what}: `{name}` is {stated}, "
+                            f"the {what} given has {digest}")
+    if manifest.get("partial") is not False:
+        findings.append(f"manifest {path} does not say that the run was complete: `partial` is "
+                        f"{manifest.get('partial')!r}, `archs` is {manifest.get('archs')!r}")
+    return findings
+
+
+def _digest(source):
+    return source.lower() if _is_digest(source) else sha256_of(source)
+
+
+def _is_digest(text):
+    return isinstance(text, str) and re.fullmatch("[0-9a-fA-F]{64}", text) is not None

@@ -1,0 +1,69 @@
+"""Train the supernet: one set of weights for every subnet of the space."""
+
+import os
+
+from resnet48 import checkpoint, config, data, evaluate, objectives, runtime, sampling, train
+from resnet48.arch import FULL, SPACES
+from resnet48.errors import UserError, exit_on_user_error
+from resnet48.models import Supernet, extract, sort_channels, zero_residuals
+
+RECIPE = os.path.join(config.HERE, "configs", "sandwich.yaml")
+
+
+def run(settings):
+    """Train the supernet."""
+    runtime.start(settings.device)
+    runtime.say(config.dump(settings))
+    images = data.load(settings)
+    runtime.seed_everything(settings.seed)
+    net, teacher = initial_nets(images, settings)
+    sampled = SPACES[settings.space].narrowed(settings.channels(), settings.divisor)
+    sample, objective = recipe(settings, teacher)
+
+    def archs_of_step(step):
+        return sample(sampled, settings.seed, step, settings.dyna_batch_size)
+
+    archs_of_step(0)  # a wrong --dyna_batch_size shows here and not after the images have been read
+
+    def watch_of(some_images):
+        return evaluate.watch_supernet(some_images, settings, sampled)
+
+    if settings.dry_run:
+        train.dry_run(net, objective, archs_of_step, images, settings, watch_of)
+    else:
+        train.fit(net, objective, archs_of_step, images, settings, watch_of(images))
+        runtime.say(f"trained: {settings.save_dir}/final.pdparams")
+
+
+def recipe(settings, teacher):
+    """(sampler, objective) of `--recipe`."""
+    if settings.recipe == "sandwich":
+        return sampling.sandwich, objectives.sandwich
+    if teacher is None:
+        raise UserError("--recipe demo distils from the full net, so it needs --pretrained")
+    return sampling.uniform, objectives.distil_from(teacher)
+
+
+def initial_nets(images, settings):
+    """The supernet to train and, with `--pretrained`, the full net as it was given, in evaluation mode."""
+    space = FULL.narrowed(settings.channels(), settings.divisor)
+    net = Supernet(space, len(images.classes))
+    if not settings.pretrained:
+        if settings.zero_residuals:
+            zero_residuals(net)
+        return net, None
+    given = checkpoint.load_supernet(settings.pretrained)
+    checkpoint.require_classes(given, images, settings.pretrained)
+    checkpoint.load_weights(net, {name: value.numpy() for name, value in given.state_dict().items()},
+                            settings.pretrained)
+    sort_channels(net)
+    teacher = extract(given, space.largest())
+    teacher.eval()
+    return net, teacher
+
+
+if __name__ == "__main__":
+    def main():
+        function, settings = config.command_line(__doc__, {"run": (run, config.SupernetConfig, RECIPE)})
+        function(settings)
+    exit_on_user_error(main)
