@@ -1,0 +1,267 @@
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+
+from resnet48 import config
+from resnet48.config import option
+from resnet48.errors import UserError, exit_on_user_error
+
+CONFIGS = [kind for kind in vars(config).values() if dataclasses.is_dataclass(kind)]
+
+
+@dataclass
+class Recipe:
+    """One setting of every kind."""
+
+    image_dir: str | None = option(None, "a folder, or none")
+    image_size: int | None = option(None, "in pixels", least=1)
+    batch_size: int = option(256, "images", least=1)
+    lr: float = option(0.1, "learning rate", above=0)
+    keep: float = option(0.5, "a fraction", least=0, most=1)
+    save_dir: str = option("output", "a folder")
+    device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
+    dry_run: bool = option(False, "two steps only")
+    seed: int = option(0, "of everything random", least=0)
+
+
+def run(settings):
+    """Run it."""
+
+
+def score(settings):
+    """Score it."""
+
+
+def parse(*words, default_file=None):
+    """The config that `run` with these words gives."""
+    function, settings = config.command_line("A program.", {"run": (run, Recipe, default_file),
+                                                            "score": (score, config.ScoreConfig, None)},
+                                             ["run", *words])
+    assert function is run
+    return settings
+
+
+def refusal(*words, default_file=None):
+    """The sentence that refuses these words."""
+    with pytest.raises(UserError) as caught:
+        parse(*words, default_file=default_file)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text, name="recipe.yaml"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+    return write
+
+
+# ---- where a value comes from
+
+def test_a_flag_beats_the_yaml_file_and_that_beats_the_default(yaml_file):
+    path = yaml_file("batch_size: 8\nlr: 0.2\n")
+    settings = parse("--config", path, "--lr", "0.3")
+    assert (settings.batch_size, settings.lr, settings.keep) == (8, 0.3, 0.5)
+
+
+def test_a_flag_that_says_the_default_still_beats_the_yaml_file(yaml_file):
+    path = yaml_file("batch_size: 8\ndry_run: true\nimage_size: 64\n")
+    settings = parse("--config", path, "--batch_size", "256", "--no-dry_run", "--image_size", "none")
+    assert settings == Recipe()
+
+
+def test_a_command_reads_its_own_yaml_file_unless_config_names_another(yaml_file):
+    own, other = yaml_file("batch_size: 8\n"), yaml_file("lr: 0.2\n", "other.yaml")
+    assert parse(default_file=own) == Recipe(batch_size=8)
+    assert parse("--config", other, default_file=own) == Recipe(lr=0.2)
+
+
+def test_an_empty_yaml_file_changes_nothing(yaml_file):
+    assert parse("--config", yaml_file("# only a comment\n")) == Recipe()
+
+
+def test_the_command_chooses_the_function_and_its_settings():
+    function, settings = config.command_line("A program.", {"run": (run, Recipe, None),
+                                                            "score": (score, config.ScoreConfig, None)},
+                                             ["score", "--truth", "b.json"])
+    assert function is score
+    assert settings == config.ScoreConfig(truth="b.json")
+
+
+# ---- types, the same from a flag and from YAML
+
+@pytest.mark.parametrize("name, text, value", [
+    ("batch_size", "32", 32), ("lr", "1e-3", 0.001), ("lr", "2", 2.0), ("keep", "0", 0.0), ("keep", "1", 1.0),
+    ("image_dir", "photos", "photos"), ("save_dir", "2022", "2022"), ("device", "cpu", "cpu"),
+    ("image_size", "64", 64), ("seed", "0", 0)])
+def test_a_value_has_the_type_of_its_field_from_a_flag_and_from_yaml(yaml_file, name, text, value):
+    for settings in (parse(f"--{name}", text), parse(f"--{name}={text}"),
+                     parse("--config", yaml_file(f"{name}: {text}\n"))):
+        found = getattr(settings, name)
+        assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["none", "null"])
+@pytest.mark.parametrize("name", ["image_dir", "image_size"])
+def test_none_takes_an_optional_setting_back(yaml_file, name, text):
+    path = yaml_file("image_dir: photos\nimage_size: 64\n")
+    assert getattr(parse("--config", path, f"--{name}", text), name) is None
+    assert getattr(parse("--config", yaml_file(f"{name}: {text}\n")), name) is None
+
+
+def test_booleans_are_switched_by_x_and_no_x(yaml_file):
+    assert parse("--dry_run").dry_run is True
+    assert parse("--no-dry_run").dry_run is False
+    path = yaml_file("dry_run: true\n")
+    assert parse("--config", path).dry_run is True
+    assert parse("--config", path, "--no-dry_run").dry_run is False
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("batch_size", "many", "--batch_size takes a whole number, got 'many'"),
+    ("batch_size", "1.5", "--batch_size takes a whole number, got"),
+    ("batch_size", "none", "--batch_size takes a whole number, got 'none'"),
+    ("image_size", "big", "--image_size takes a whole number, got 'big'"),
+    ("lr", "fast", "--lr takes a number, got 'fast'"),
+    ("lr", "nan", "--lr takes a finite number, got nan"),
+    ("lr", "inf", "--lr takes a finite number, got inf"),
+    ("batch_size", "0", "--batch_size must be 1 or more, got 0"),
+    ("batch_size", "-4", "--batch_size must be 1 or more, got -4"),
+    ("image_size", "0", "--image_size must be 1 or more, got 0"),
+    ("seed", "-1", "--seed must be 0 or more, got -1"),
+    ("lr", "0", "--lr must be more than 0, got 0.0"),
+    ("keep", "1.01", "--keep must be 1 or less, got 1.01"),
+    ("device", "tpu", "--device takes auto, cpu, gpu; got 'tpu'")])
+def test_a_wrong_type_or_range_is_refused_from_a_flag_and_from_yaml(yaml_file, name, text, words):
+    assert refusal(f"--{name}", text).startswith(words)
+    assert refusal("--config", yaml_file(f"{name}: {text}\n")).startswith(words)
+
+
+@pytest.mark.parametrize("line, words", [
+    ("batch_size: true", "--batch_size takes a whole number, got True"),
+    ("batch_size: [1, 2]", "--batch_size takes a whole number, got [1, 2]"),
+    ("batch_size: .inf", "--batch_size takes a whole number, got inf"),
+    ("batch_size:", "--batch_size takes a whole number, got None"),
+    ("lr: false", "--lr takes a number, got False"),
+    ("lr: {a: 1}", "--lr takes a number, got {'a': 1}"),
+    ("dry_run: 1", "--dry_run takes true or false, got 1"),
+    ("dry_run: 'true'", "--dry_run takes true or false, got 'true'"),
+    ("save_dir:", "--save_dir takes text, got None"),
+    ("save_dir: no", "--save_dir takes text, got False"),
+    ("save_dir: {a: 1}", "--save_dir takes text, got {'a': 1}")])
+def test_a_yaml_value_of_another_kind_is_refused(yaml_file, line, words):
+    assert refusal("--config", yaml_file(line + "\n")) == words
+
+
+def test_base_channels_may_be_a_yaml_list_or_text(yaml_file):
+    for text in ("[8, 16, 32, 64]", "8,16,32,64", "'8,16,32,64'"):
+        path = yaml_file(f"base_channels: {text}\n")
+        _, settings = config.command_line("A program.", {"run": (run, config.SupernetConfig, None)},
+                                          ["run", "--config", path])
+        assert settings.channels() == (8, 16, 32, 64)
+
+
+@pytest.mark.parametrize("text", ["8,16,x,64", "8;16", "", "8,,16,32"])
+def test_base_channels_that_are_not_numbers_are_refused(text):
+    with pytest.raises(UserError, match="--base_channels takes four whole numbers"):
+        config.SpaceConfig(base_channels=text).channels()
+
+
+# ---- names
+
+@pytest.mark.parametrize("flag, nearest", [
+    ("--batchsize", "--batch_size"), ("--savedir", "--save_dir"), ("--dryrun", "--dry_run"),
+    ("--imagedir", "--image_dir"), ("--confg", "--config"), ("-lr", "--lr")])
+def test_an_unknown_flag_names_the_nearest(flag, nearest):
+    for words in ((flag, "1"), (f"{flag}=1",), ("--seed", "1", flag)):
+        assert refusal(*words) == f"unknown flag {flag}; the nearest is {nearest}"
+
+
+@pytest.mark.parametrize("flag", ["--image", "--batch", "--dev", "--dry", "--no-dry", "--conf"])
+def test_flags_are_never_abbreviated(flag):
+    assert refusal(flag, "1").startswith(f"unknown flag {flag}; the nearest is --")
+
+
+def test_an_unknown_yaml_key_names_the_file_and_the_nearest(yaml_file):
+    path = yaml_file("batchsize: 8\n")
+    assert refusal("--config", path) == f"config {path}: unknown key 'batchsize'; the nearest is batch_size"
+    assert refusal(default_file=path) == f"config {path}: unknown key 'batchsize'; the nearest is batch_size"
+    assert "unknown key 3" in refusal("--config", yaml_file("3: 8\n"))
+
+
+def test_a_missing_or_unknown_command_names_those_there_are():
+    commands = {"run": (run, Recipe, None), "score": (score, config.ScoreConfig, None)}
+    with pytest.raises(UserError, match="say what to do: run, score"):
+        config.command_line("A program.", commands, [])
+    with pytest.raises(UserError, match="invalid choice: 'rnu' .choose from '?run'?, '?score"):
+        config.command_line("A program.", commands, ["rnu"])
+
+
+def test_a_stray_word_and_a_flag_without_its_value_are_refused():
+    assert refusal("photos") == "unexpected argument 'photos'"
+    assert refusal("--dry_run", "true") == "unexpected argument 'true'"
+    assert refusal("--lr") == "argument --lr: expected one argument"
+
+
+@pytest.mark.parametrize("content, words", [
+    ("- batch_size: 8\n", "must hold `name: value` lines, found list"),
+    ("batch_size\n", "must hold `name: value` lines, found str"),
+    ("batch_size: [8\n", "is not YAML"), ("a: 1\n---\nb: 2\n", "is not YAML"), (b"\xff\xfe\x00", "is not YAML")])
+def test_a_yaml_file_that_is_not_a_mapping_is_refused_by_name(yaml_file, content, words):
+    path = yaml_file(content)
+    assert refusal("--config", path).startswith(f"config {path} {words}")
+
+
+def test_a_missing_yaml_file_is_refused_by_name(tmp_path):
+    assert refusal("--config", str(tmp_path / "no.yaml")) == (
+        f"cannot read the config {tmp_path / 'no.yaml'}: No such file or directory")
+    assert refusal("--config", str(tmp_path)).startswith(f"cannot read the config {tmp_path}: ")
+
+
+def test_require_names_the_missing_setting_and_what_it_is():
+    with pytest.raises(UserError, match="^--archs is needed: arch list in the official JSON format$"):
+        config.require(config.EvalConfig(checkpoint="run"), "checkpoint", "archs")
+    config.require(config.EvalConfig(checkpoint="run", archs="list.json"), "checkpoint", "archs")
+
+
+# ---- printing
+
+@pytest.mark.parametrize("settings", [
+    Recipe(), Recipe(image_dir="photos", image_size=64, batch_size=8, lr=1e-5, save_dir="a: b #c", dry_run=True),
+    Recipe(save_dir="no", image_dir="123", keep=0.0), Recipe(save_dir="none")], ids=str)
+def test_a_dumped_config_reads_back_the_same(yaml_file, settings):
+    assert parse("--config", yaml_file(config.dump(settings))) == settings
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+def test_the_defaults_of_every_config_are_allowed_and_read_back(yaml_file, kind):
+    defaults = kind()
+    assert config.build(kind, dataclasses.asdict(defaults)) == defaults
+    path = yaml_file(config.dump(defaults))
+    assert config.command_line("A program.", {"run": (run, kind, path)}, ["run"]) == (run, defaults)
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+def test_the_help_explains_every_setting_and_its_default(capsys, monkeypatch, kind):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as caught:
+        config.command_line("A program.", {"run": (run, kind, None)}, ["run", "--help"])
+    assert caught.value.code == 0
+    paragraphs = [" ".join(text.split()) for text in capsys.readouterr().out.split("\n  --")[1:]]
+    shown = {text.split()[0].rstrip(","): text for text in paragraphs}
+    for item in dataclasses.fields(kind):
+        text = shown.pop(item.name)
+        assert item.metadata["help"] in text
+        if item.default not in (None, "") and not isinstance(item.default, bool):
+            assert text.endswith(f"[{item.default}]")
+    assert set(shown) == {"config"}
+
+
+def test_a_user_error_ends_a_program_with_one_sentence_and_code_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        exit_on_user_error(lambda: parse("--batchsize", "8"))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: unknown flag --batchsize; the nearest is --batch_size\n"

@@ -1,0 +1,160 @@
+import hashlib
+import os
+import re
+import stat
+
+import pytest
+
+from resnet48 import files
+from resnet48.errors import UserError
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+# ---- replacing
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text("old")
+    with files.replacing(str(path)) as temporary:
+        write(temporary, "new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["list.json"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, UserError, KeyboardInterrupt, SystemExit])
+def test_the_old_file_stays_whole_when_the_block_raises(tmp_path, error):
+    path = tmp_path / "list.json"
+    path.write_text("old")
+    with pytest.raises(error):
+        with files.replacing(str(path)) as temporary:
+            write(temporary, "half")
+            raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["list.json"]
+
+
+def test_a_new_file_is_not_there_at_all_when_the_block_raises(tmp_path):
+    with pytest.raises(RuntimeError):
+        with files.replacing(str(tmp_path / "list.json")) as temporary:
+            write(temporary, "half")
+            raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text("old")
+    with pytest.raises(UserError, match=f"^cannot write {re.escape(str(path))}: No space left on device$"):
+        with files.replacing(str(path)):
+            raise OSError(28, os.strerror(28))
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["list.json"]
+
+
+def test_missing_folders_are_made_and_the_file_can_be_read_by_others(tmp_path):
+    path = tmp_path / "a" / "b" / "list.json"
+    files.write_text(str(path), "text")
+    assert path.read_text() == "text"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_bare_name_is_written_into_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files.require_writable("list.json")
+    files.write_text("list.json", "text")
+    assert os.listdir(tmp_path) == ["list.json"]
+
+
+def test_the_temporary_file_keeps_the_ending(tmp_path):
+    with files.replacing(str(tmp_path / "plot.png")) as temporary:
+        assert temporary.endswith(".png") and os.path.dirname(temporary) == str(tmp_path)
+
+
+def test_a_folder_is_not_overwritten_by_a_file(tmp_path):
+    (tmp_path / "output").mkdir()
+    with pytest.raises(UserError, match="^cannot write "):
+        files.write_text(str(tmp_path / "output"), "text")
+    assert os.listdir(tmp_path) == ["output"]
+
+
+def test_a_value_that_is_not_json_leaves_the_old_file(tmp_path):
+    path = tmp_path / "list.json"
+    files.write_json(str(path), {"acc": 1.5})
+    with pytest.raises(TypeError):
+        files.write_json(str(path), {"acc": object()})
+    assert files.read_json(str(path), "list") == {"acc": 1.5}
+    assert os.listdir(tmp_path) == ["list.json"]
+
+
+# ---- require_writable
+
+def test_a_writable_path_passes_and_is_not_created(tmp_path):
+    files.require_writable(str(tmp_path / "a" / "list.json"))
+    assert os.listdir(tmp_path) == ["a"]
+    assert os.listdir(tmp_path / "a") == []
+
+
+def test_an_existing_file_passes_untouched(tmp_path):
+    (tmp_path / "list.json").write_text("old")
+    files.require_writable(str(tmp_path / "list.json"))
+    assert (tmp_path / "list.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("check", [files.require_writable, lambda path: files.write_text(path, "text")],
+                         ids=["require_writable", "write_text"])
+@pytest.mark.parametrize("below", ["list.json", "a/list.json", "a/b/list.json"])
+def test_a_path_below_a_file_is_refused_and_says_which_folder_cannot_be_made(tmp_path, check, below):
+    (tmp_path / "file").write_text("here")
+    path = str(tmp_path / "file" / below)
+    with pytest.raises(UserError) as caught:
+        check(path)
+    assert str(caught.value) == f"cannot write {path}: a file stands where the folder {os.path.dirname(path)} should be"
+    assert (tmp_path / "file").read_text() == "here"
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"^cannot write {re.escape(str(tmp_path))}: it is a folder$"):
+        files.require_writable(str(tmp_path))
+
+
+# ---- read_json
+
+def test_json_reads_back_in_the_order_it_was_written(tmp_path):
+    path = str(tmp_path / "list.json")
+    files.write_json(path, {"arch2": 1, "arch1": [2.5, None, "é"]})
+    assert list(files.read_json(path, "list").items()) == [("arch2", 1), ("arch1", [2.5, None, "é"])]
+
+
+@pytest.mark.parametrize("content, words", [
+    (b'{"a": 1,\n "b": }', "arch list {path} is not JSON: Expecting value in line 2"),
+    (b"", "arch list {path} is not JSON: Expecting value in line 1"),
+    (b'{"a": 1} x', "arch list {path} is not JSON: Extra data in line 1"),
+    (b'{"a": "\xff"}', "arch list {path} is not a text file: invalid start byte at byte 7"),
+    (b'{"a": 1, "a": 2}', "arch list {path}: the key 'a' stands there twice"),
+    (b'{"a": {"acc": 1, "acc": 1}}', "arch list {path}: the key 'acc' stands there twice"),
+])
+def test_malformed_json_is_refused_by_name_and_place(tmp_path, content, words):
+    path = tmp_path / "list.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        files.read_json(str(path), "arch list")
+    assert str(caught.value) == words.format(path=path)
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
+    with pytest.raises(UserError) as caught:
+        files.read_json(str(tmp_path / "no.json"), "arch list")
+    assert str(caught.value) == f"cannot read arch list {tmp_path / 'no.json'}: No such file or directory"
+    with pytest.raises(UserError, match="^cannot read arch list .*: Is a directory$"):
+        files.read_json(str(tmp_path), "arch list")
+
+
+def test_the_digest_is_that_of_the_whole_file(tmp_path):
+    content = b"0123456789" * 300_000  # more than one block of reading
+    (tmp_path / "weights").write_bytes(content)
+    assert files.sha256_of(str(tmp_path / "weights")) == hashlib.sha256(content).hexdigest()

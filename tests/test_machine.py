@@ -1,0 +1,59 @@
+import os
+
+import pytest
+
+from resnet48 import machine
+
+NAMES = {"OMP_NUM_THREADS", "FLAGS_paddle_num_threads", "GLOG_minloglevel", "MKL_DEBUG_CPU_TYPE"}
+
+
+def test_threads_are_all_the_cpus_of_a_single_process():
+    added = machine.settings({}, 8, False)
+    assert (added["OMP_NUM_THREADS"], added["FLAGS_paddle_num_threads"]) == ("8", "8")
+
+
+@pytest.mark.parametrize("cpus, ranks, threads", [(8, "2", "4"), (8, "3", "2"), (2, "8", "1"), (4, "1", "4"),
+                                                  (4, "0", "4")])
+def test_the_ranks_of_one_machine_divide_its_cpus(cpus, ranks, threads):
+    added = machine.settings({"PADDLE_LOCAL_SIZE": ranks}, cpus, False)
+    assert (added["OMP_NUM_THREADS"], added["FLAGS_paddle_num_threads"]) == (threads, threads)
+
+
+def test_the_mkl_setting_is_for_amd_only():
+    assert machine.settings({}, 2, True)["MKL_DEBUG_CPU_TYPE"] == "5"
+    assert "MKL_DEBUG_CPU_TYPE" not in machine.settings({}, 2, False)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_variable_that_the_user_has_set_stays(name):
+    for value in ("7", ""):
+        assert set(machine.settings({name: value}, 2, True)) == NAMES - {name}
+
+
+def test_the_pool_of_paddle_follows_the_threads_that_the_user_asked_for():
+    assert machine.settings({"OMP_NUM_THREADS": "3"}, 8, False)["FLAGS_paddle_num_threads"] == "3"
+
+
+def test_the_settings_are_a_pure_function_of_their_arguments():
+    given = {"PADDLE_LOCAL_SIZE": "2"}
+    before = dict(os.environ)
+    assert machine.settings(given, 8, True) == machine.settings(given, 8, True)
+    assert given == {"PADDLE_LOCAL_SIZE": "2"}
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("maker, amd", [("AuthenticAMD", True), ("GenuineIntel", False), (None, False)])
+def test_prepare_applies_the_settings_of_the_cpu_that_is_there(tmp_path, monkeypatch, maker, amd):
+    info = tmp_path / "cpuinfo"
+    if maker:
+        info.write_text(f"processor\t: 0\nvendor_id\t: {maker}\n")
+    environment = {"GLOG_minloglevel": "0"}
+    monkeypatch.setattr(machine, "CPU_INFO", str(info))
+    monkeypatch.setattr(os, "environ", environment)
+    machine.prepare()
+    assert environment == {"GLOG_minloglevel": "0", **machine.settings({"GLOG_minloglevel": "0"},
+                                                                       machine.cpu_count(), amd)}
+
+
+def test_at_least_one_cpu_is_counted():
+    assert machine.cpu_count() >= 1
