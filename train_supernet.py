@@ -52,7 +52,7 @@ def initial_nets(images, settings):
         if settings.zero_residuals:
             zero_residuals(net)
         return net, None
-    given = checkpoint.load_supernet(settings.pretrained)
+    given = checkpoint.build_supernet(checkpoint.read(settings.pretrained))
     checkpoint.require_classes(given, images, settings.pretrained)
     checkpoint.load_weights(net, {name: value.numpy() for name, value in given.state_dict().items()},
                             settings.pretrained)

@@ -33,6 +33,7 @@ class Checkpoint:
     """What was read: weights by parameter name (numpy), optimizer state by structured name, and state.json."""
 
     path: str
+    weights_file: str
     weights: dict
     optimizer: dict
     state: dict
@@ -140,7 +141,7 @@ def _read_folder(folder):
         path = os.path.join(folder, name)
         if not os.path.isfile(path) or files.sha256_of(path) != state.get("sha256", {}).get(name):
             raise CheckpointError(f"the checkpoint {folder} is torn: {name} is not what was written")
-    return Checkpoint(folder, _load(os.path.join(folder, WEIGHTS)), _load(os.path.join(folder, OPTIMIZER)), state)
+    return Checkpoint(folder, os.path.join(folder, WEIGHTS), _load(os.path.join(folder, WEIGHTS)), _load(os.path.join(folder, OPTIMIZER)), state)
 
 
 def _read_file(path):
@@ -153,7 +154,7 @@ def _read_file(path):
             raise CheckpointError(f"the checkpoint {path} is torn: it is not what {beside} describes")
     else:
         state = {"net": _recognise(weights, path)}
-    return Checkpoint(path, weights, {}, state)
+    return Checkpoint(path, path, weights, {}, state)
 
 
 def _load(path):
@@ -210,11 +211,11 @@ def build(checkpoint):
     return net
 
 
-def load_supernet(path):
-    """The supernet at `path`. Raises `CheckpointError` if a standalone net is there."""
-    net = build(read(path))
+def build_supernet(found):
+    """The supernet that a checkpoint holds. Raises `CheckpointError` if it is a standalone net."""
+    net = build(found)
     if not isinstance(net, models.Supernet):
-        raise CheckpointError(f"{path} holds the standalone net {net.arch.code}, not a supernet")
+        raise CheckpointError(f"{found.path} holds the standalone net {net.arch.code}, not a supernet")
     return net
 
 

@@ -114,12 +114,11 @@ class EvalConfig(DataConfig):
 
 
 @dataclass
-class ScoreConfig:
+class ScoreConfig(SpaceConfig):
     submission: str = option("", "submission file")
     truth: str = option("", "file in the same format with accuracies of nets trained on their own")
     image_size: int = option(224, "in pixels, for the MACs baseline", least=1)
-    base_channels: str = option("64,128,256,512", "widths of stages 1..4 at ratio 1, for the baselines")
-    divisor: int = option(8, "widths are rounded to a multiple of this", least=1)
+    num_classes: int = option(1000, "outputs of the classifier, for the MACs and parameters baselines", least=1)
     report: str | None = option(None, "also write the score sheet to this Markdown file")
     plot: str | None = option(None, "also draw both rankings into this PNG file")
     seed: int = option(0, "of the bootstrap", least=0)

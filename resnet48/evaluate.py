@@ -44,6 +44,26 @@ def hits(logits, labels):
     return paddle.stack([best[:, 0].astype("int64").sum(), best.astype("int64").sum()])
 
 
+@paddle.no_grad()
+def calibrate_alone(net, pixels):
+    """Give a standalone net running statistics that are exact over `pixels` (uint8 [N, 3, S, S])."""
+    statistics = layers.Statistics()
+    net(normalize(paddle.to_tensor(pixels)), norm=statistics.measure)
+    statistics.store()
+
+
+def score_archs(net, archs, images, config):
+    """Counts of every arch over all validation images: (list of (top-1, top-5), number of images)."""
+    if config.dry_run:
+        images = data.cut(images, config.calib_images or 1, config.batch_size)
+    calibration = calibration_images(images, config) if config.calib_images else None
+    share = Validation.of(images, config)
+    counts = runtime.progress(one_by_one(net, archs, calibration, share.pixels, share.labels, share.batch_size),
+                              len(archs), "subnets")
+    total, *counts = runtime.total([len(share.labels), *np.concatenate(list(counts))])
+    return list(zip(map(int, counts[::2]), map(int, counts[1::2]))), int(total)
+
+
 def one_by_one(net, archs, calibration, pixels, labels, batch_size):
     """Yield the counts [2] of each arch, each run on its own: the plain reference for every faster way.
 

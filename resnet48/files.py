@@ -91,9 +91,12 @@ def read_json(path, what):
 
 
 def sha256_of(path):
-    """Hexadecimal digest of a file."""
+    """SHA-256 of a file as 64 hex digits. Raises `UserError` where it cannot be read."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     return digest.hexdigest()

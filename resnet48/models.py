@@ -23,10 +23,10 @@ class Supernet(nn.Layer):
         self.space, self.num_classes = space, num_classes
         self.blocks = _build(space.largest(), num_classes)
 
-    def forward(self, images, arch, norm=layers.batch_norm):
+    def forward(self, images, arch, norm=None):
         """Logits [N, classes] of the subnet `arch` for images [N, 3, H, W].
 
-        norm: how a batch norm is done, see `layers.batch_norm` and `layers.Statistics`.
+        norm: how a batch norm is done [`layers.batch_norm`], see also `layers.Statistics`.
         Raises `ArchError` for an arch that the shared weights cannot serve.
         """
         arch.require_tied()
@@ -41,7 +41,7 @@ class ResNet48(nn.Layer):
         self.arch, self.num_classes = arch, num_classes
         self.blocks = _build(arch, num_classes)
 
-    def forward(self, images, norm=layers.batch_norm):
+    def forward(self, images, norm=None):
         """Logits [N, classes] for images [N, 3, H, W]."""
         return _run(self.blocks, images, self.arch, norm)
 
@@ -85,6 +85,7 @@ def _build(arch, num_classes):
 
 
 def _run(blocks, images, arch, norm):
+    norm = norm or layers.batch_norm
     x = stem(blocks["0"], images, arch.stem, norm)
     for block in arch.blocks():
         x = basic_block(blocks[str(block.index)], x, block, norm)

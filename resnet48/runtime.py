@@ -42,6 +42,11 @@ def seed_everything(seed):
     random.seed(seed)
 
 
+def versions():
+    """Of what computes, for a manifest."""
+    return {"paddle": paddle.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
+
+
 def say(message):
     """A line from rank 0 for the person who watches."""
     if rank() == 0:

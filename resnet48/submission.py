@@ -4,7 +4,6 @@ Both are `{"arch1": {"acc": 0.0, "arch": "1252..."}, ...}`. The order of the key
 `acc` is the top-1 accuracy in percent. Beside a submission lies a manifest that says what it was made of.
 """
 
-import hashlib
 import math
 import os
 import re
@@ -79,6 +78,16 @@ def write(path, entries, accuracies):
     files.write_json(path, content)
 
 
+def write_counts(submission, entries, counts, images):
+    """Keep the counts behind a submission beside it, as `<submission>.counts.json`: hits in `images` images.
+
+    counts: (top-1, top-5) per entry.
+    """
+    content = {entry.key: {"arch": entry.code, "top1": int(top1), "top5": int(top5)}
+               for entry, (top1, top5) in zip(entries, counts)}
+    files.write_json(os.path.splitext(submission)[0] + ".counts.json", {"images": images, "counts": content})
+
+
 def manifest_path(submission):
     """Where the manifest of a submission lies: `out/submission.json` has `out/submission.manifest.json`."""
     return os.path.splitext(submission)[0] + ".manifest.json"
@@ -93,7 +102,7 @@ def write_manifest(submission, arch_list, checkpoint, settings, archs, partial, 
     Raises `UserError` where a file cannot be read or the manifest cannot be written.
     """
     manifest = {
-        "submission_sha256": sha256_of(submission),
+        "submission_sha256": files.sha256_of(submission),
         "arch_list_sha256": _digest(arch_list),
         "checkpoint_sha256": _digest(checkpoint),
         "archs": archs,
@@ -119,18 +128,6 @@ def verify(submission_path, list_path, checkpoint_digest=None):
     content = _read_object(submission_path, "submission")
     return (_key_findings(content, entries) + _value_findings(content, entries)
             + _manifest_findings(submission_path, list_path, checkpoint_digest))
-
-
-def sha256_of(path):
-    """SHA-256 of a file as 64 hex digits. Raises `UserError` where it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def _read_object(path, what):
@@ -228,8 +225,8 @@ def _manifest_findings(submission_path, list_path, checkpoint_digest):
     if not isinstance(manifest, dict):
         return [f"manifest {path} must be an object, found {_kind(manifest)}"]
     findings = []
-    for name, what, digest in (("submission_sha256", "submission", sha256_of(submission_path)),
-                               ("arch_list_sha256", "arch list", sha256_of(list_path)),
+    for name, what, digest in (("submission_sha256", "submission", files.sha256_of(submission_path)),
+                               ("arch_list_sha256", "arch list", files.sha256_of(list_path)),
                                ("checkpoint_sha256", "checkpoint", checkpoint_digest)):
         stated = manifest.get(name)
         if not _is_digest(stated):
@@ -244,7 +241,7 @@ def _manifest_findings(submission_path, list_path, checkpoint_digest):
 
 
 def _digest(source):
-    return source.lower() if _is_digest(source) else sha256_of(source)
+    return source.lower() if _is_digest(source) else files.sha256_of(source)
 
 
 def _is_digest(text):

@@ -1,0 +1,16 @@
+"""A subnet as an inference model, which needs no code of this project."""
+
+import paddle
+
+from . import files
+
+
+def save_inference(net, image_size, path):
+    """Write `net` for `paddle.inference` as `path`.pdiparams and `path`.json (`path`.pdmodel before Paddle 3).
+
+    Its input is named `images`: float32 [N, 3, image_size, image_size], normalised; its output the logits [N, classes].
+    """
+    files.require_writable(path + ".pdiparams")
+    net.eval()
+    spec = paddle.static.InputSpec([None, 3, image_size, image_size], "float32", "images")
+    paddle.jit.save(paddle.jit.to_static(net, input_spec=[spec], full_graph=True), path)
