@@ -4,7 +4,7 @@ import dataclasses
 
 from resnet48 import checkpoint, config, data, evaluate, files, models, runtime, submission
 from resnet48 import score as scoring
-from resnet48.arch import FULL, ArchConfig
+from resnet48.arch import ArchConfig
 from resnet48.errors import UserError, exit_on_user_error
 from resnet48.export import save_inference
 
@@ -29,8 +29,9 @@ def run(settings):
         submission.write(settings.output, chosen, accuracies)
         submission.write_counts(settings.output, chosen, counts, total)
         submission.write_manifest(
-            settings.output, settings.archs, found.weights_file, dataclasses.asdict(settings), len(chosen),
-            len(chosen) < len(entries), total, runtime.versions())
+            settings.output, settings.archs, found.weights_file, checkpoint.describe(net),
+            dataclasses.asdict(settings), len(chosen), len(chosen) < len(entries), total, images.size,
+            runtime.versions())
         partial = f", PARTIAL: {len(chosen)} of the list's {len(entries)} archs" if len(chosen) < len(entries) else ""
         runtime.say(f"wrote {settings.output}{partial}")
 
@@ -40,9 +41,7 @@ def score(settings):
     config.require(settings, "submission", "truth")
     for path in filter(None, (settings.report, settings.plot)):
         files.require_writable(path)
-    space = FULL.narrowed(settings.channels(), settings.divisor)
-    result = scoring.score(settings.submission, settings.truth, space, settings.image_size, settings.num_classes,
-                           settings.seed)
+    result = scoring.score(settings.submission, settings.truth, *submission.net_of(settings.submission), settings.seed)
     print(scoring.sheet(result))
     if settings.report:
         files.write_text(settings.report, scoring.sheet(result) + "\n")

@@ -114,11 +114,9 @@ class EvalConfig(DataConfig):
 
 
 @dataclass
-class ScoreConfig(SpaceConfig):
+class ScoreConfig:
     submission: str = option("", "submission file")
     truth: str = option("", "file in the same format with accuracies of nets trained on their own")
-    image_size: int = option(224, "in pixels, for the MACs baseline", least=1)
-    num_classes: int = option(1000, "outputs of the classifier, for the MACs and parameters baselines", least=1)
     report: str | None = option(None, "also write the score sheet to this Markdown file")
     plot: str | None = option(None, "also draw both rankings into this PNG file")
     seed: int = option(0, "of the bootstrap", least=0)

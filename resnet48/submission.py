@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from . import files
-from .arch import FULL, ArchConfig, ArchError
+from .arch import FULL, ArchConfig, ArchError, SearchSpace
 from .errors import UserError
 
 FIELDS = ("acc", "arch")
@@ -93,12 +93,13 @@ def manifest_path(submission):
     return os.path.splitext(submission)[0] + ".manifest.json"
 
 
-def write_manifest(submission, arch_list, checkpoint, settings, archs, partial, val_images, versions):
+def write_manifest(submission, arch_list, checkpoint, net, settings, archs, partial, val_images, image_size, versions):
     """Write down what the submission at `submission` was made of, beside it. Returns the manifest's path.
 
     arch_list, checkpoint: a path, or the SHA-256 as 64 hex digits where it was taken before the evaluation.
-    settings: the resolved evaluation settings. archs: how many were scored. partial: whether the list has more.
-    val_images: how many validation images each accuracy counts. versions: package -> version.
+    net: what the supernet is, as plain data (`checkpoint.describe`). settings: the resolved evaluation settings.
+    archs: how many were scored. partial: whether the list has more. val_images: how many validation images each
+    accuracy counts, of image_size pixels. versions: package -> version.
     Raises `UserError` where a file cannot be read or the manifest cannot be written.
     """
     manifest = {
@@ -108,12 +109,29 @@ def write_manifest(submission, arch_list, checkpoint, settings, archs, partial, 
         "archs": archs,
         "partial": partial,
         "val_images": val_images,
+        "image_size": image_size,
+        "net": net,
         "settings": settings,
         "versions": versions,
     }
     path = manifest_path(submission)
     files.write_json(path, manifest, indent=2)
     return path
+
+
+def net_of(submission):
+    """(space, image size, classes) of the supernet behind a submission, by its manifest; the official ones without.
+
+    Raises `UserError` for a manifest that is malformed.
+    """
+    path = manifest_path(submission)
+    if not os.path.exists(path):
+        return FULL, 224, 1000
+    try:
+        manifest = files.read_json(path, "manifest")
+        return SearchSpace.from_dict(manifest["net"]["space"]), manifest["image_size"], manifest["net"]["num_classes"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"manifest {path} is malformed: {type(error).__name__} {error}") from error
 
 
 def verify(submission_path, list_path, checkpoint_digest=None):

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from resnet48 import submission
+from resnet48 import files, submission
 from resnet48.arch import FULL, POOL
 from resnet48.errors import UserError
 
@@ -52,8 +52,8 @@ class Road:
         self.state()
 
     def state(self, partial=False):
-        submission.write_manifest(self.submission, self.list, self.checkpoint, {"calib_images": 512}, archs=3,
-                                  partial=partial, val_images=320, versions={"numpy": "1.26.4"})
+        submission.write_manifest(self.submission, self.list, self.checkpoint, {}, {"calib_images": 512}, archs=3,
+                                  partial=partial, val_images=320, image_size=224, versions={"numpy": "1.26.4"})
 
     def edit(self, change):
         """Change the submission and write its manifest anew."""
@@ -204,20 +204,20 @@ def test_manifest_says_what_the_submission_was_made_of(road):
 
 
 def test_manifest_takes_digests_that_were_computed_before(road):
-    digests = submission.sha256_of(road.list), submission.sha256_of(road.checkpoint)
+    digests = files.sha256_of(road.list), files.sha256_of(road.checkpoint)
     os.unlink(road.checkpoint)
-    submission.write_manifest(road.submission, *digests, {}, 3, False, 320, {})
+    submission.write_manifest(road.submission, *digests, {}, {}, 3, False, 320, 224, {})
     assert road.findings(digests[1]) == []
 
 
 def test_digest_of_a_missing_file_is_a_clear_error(tmp_path):
-    assert "final.pdparams" in refusal(submission.sha256_of, str(tmp_path / "final.pdparams"))
+    assert "final.pdparams" in refusal(files.sha256_of, str(tmp_path / "final.pdparams"))
 
 
 def test_digest_covers_the_whole_of_a_large_file(tmp_path):
     content = bytes(range(256)) * 10_000
     (tmp_path / "large").write_bytes(content)
-    assert submission.sha256_of(str(tmp_path / "large")) == hashlib.sha256(content).hexdigest()
+    assert files.sha256_of(str(tmp_path / "large")) == hashlib.sha256(content).hexdigest()
 
 
 # Verifying
@@ -225,7 +225,7 @@ def test_digest_covers_the_whole_of_a_large_file(tmp_path):
 
 def test_complete_submission_from_the_named_checkpoint_has_no_findings(road):
     assert road.findings() == []
-    assert road.findings(submission.sha256_of(road.checkpoint)) == []
+    assert road.findings(files.sha256_of(road.checkpoint)) == []
 
 
 def reordered(content):

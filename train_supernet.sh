@@ -1,0 +1,67 @@
+#!/bin/sh
+# From nothing to a submission: set up the environment if needed, train the supernet, evaluate the arch list, write the
+# submission, and score it where there is a truth to score against. Run it again after an interruption: it goes on.
+#
+#   sh train_supernet.sh                                   a small supernet on built-in digits, minutes on a CPU
+#   IMAGE_DIR=/data/ILSVRC2012 ARCHS=list.json sh train_supernet.sh     the real thing
+#
+# IMAGE_DIR   folder with train/<class>/ and val/<class>/
+# ARCHS       arch list to evaluate [200 sampled archs]
+# TRUTH       accuracies of nets trained on their own, to score against [built-in digits: 24 nets are trained]
+# OUTPUT      folder for everything that comes out [output/digits, or output/supernet with IMAGE_DIR]
+# GPUS        as for paddle.distributed.launch, such as 0,1,2,3 [all that nvidia-smi lists]
+# PRETRAINED  weights to start from, such as the official resnet48.pdparams
+cd "$(dirname "$0")" || exit 2
+set --
+. resnet48/environment.sh
+
+if [ -n "${IMAGE_DIR:-}" ]; then
+    OUTPUT=${OUTPUT:-output/supernet}
+    CONFIG=${CONFIG:-configs/sandwich.yaml}
+    set -- --image_dir "$IMAGE_DIR"
+else
+    OUTPUT=${OUTPUT:-output/digits}
+    CONFIG=${CONFIG:-configs/digits.yaml}
+fi
+
+launch=$PYTHON
+if [ -z "${GPUS:-}" ] && command -v nvidia-smi >/dev/null 2>&1; then
+    GPUS=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, -)
+fi
+case "${GPUS:-}" in
+    *,*) launch="$PYTHON -m paddle.distributed.launch --gpu $GPUS" ;;
+esac
+
+step() {
+    echo
+    echo "== $*"
+}
+
+step "training the supernet in $OUTPUT/train"
+# $launch is a command with its arguments, so it is not quoted.
+$launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" "$@" \
+    ${PRETRAINED:+--pretrained "$PRETRAINED"} || exit $?
+[ -f "$OUTPUT/train/final.pdparams" ] || exit 0 # stopped by a signal; the script has said how to go on
+
+if [ -z "${ARCHS:-}" ]; then
+    ARCHS=$OUTPUT/archs.json
+    [ -f "$ARCHS" ] || "$PYTHON" -m resnet48 sample 200 --output "$ARCHS" || exit $?
+fi
+step "evaluating $ARCHS"
+"$PYTHON" eval_supernet.py run --checkpoint "$OUTPUT/train" --archs "$ARCHS" --output "$OUTPUT/submission.json" "$@" ||
+    exit $?
+"$PYTHON" eval_supernet.py verify --submission "$OUTPUT/submission.json" --archs "$ARCHS" \
+    --checkpoint "$OUTPUT/train" || exit $?
+
+if [ -z "${TRUTH:-}" ] && [ -z "${IMAGE_DIR:-}" ]; then
+    TRUTH=$OUTPUT/truth.json
+    step "training 24 of these nets on their own, as the truth"
+    "$PYTHON" pretrain.py truth --config configs/digits_standalone.yaml --archs "$ARCHS" --limit 24 --truth "$TRUTH" \
+        --save_dir "$OUTPUT/truth" || exit $?
+fi
+if [ -n "${TRUTH:-}" ]; then
+    step "scoring"
+    "$PYTHON" eval_supernet.py score --submission "$OUTPUT/submission.json" --truth "$TRUTH" \
+        --report "$OUTPUT/score.md" --plot "$OUTPUT/score.png" || exit $?
+fi
+step "done: $(ls "$OUTPUT" | tr '\n' ' ')in $OUTPUT"
