@@ -71,10 +71,12 @@ def export(settings):
     print(f"wrote {settings.output}.*: input float32 [N, 3, {images.size}, {images.size}], normalised RGB")
 
 
+def main(argv=None):
+    function, settings = config.command_line(__doc__, {
+        "run": (run, config.EvalConfig, None), "score": (score, config.ScoreConfig, None),
+        "verify": (verify, config.VerifyConfig, None), "export": (export, config.ExportConfig, None)}, argv)
+    function(settings)
+
+
 if __name__ == "__main__":
-    def main():
-        function, settings = config.command_line(__doc__, {
-            "run": (run, config.EvalConfig, None), "score": (score, config.ScoreConfig, None),
-            "verify": (verify, config.VerifyConfig, None), "export": (export, config.ExportConfig, None)})
-        function(settings)
     exit_on_user_error(main)

@@ -80,9 +80,11 @@ def initial_net(arch, images, path, zero_start=False):
     return extract(net, arch)
 
 
+def main(argv=None):
+    function, settings = config.command_line(__doc__, {
+        "run": (run, config.StandaloneConfig, RECIPE), "truth": (truth, config.TruthConfig, RECIPE)}, argv)
+    function(settings)
+
+
 if __name__ == "__main__":
-    def main():
-        function, settings = config.command_line(__doc__, {"run": (run, config.StandaloneConfig, RECIPE),
-                                                           "truth": (truth, config.TruthConfig, RECIPE)})
-        function(settings)
     exit_on_user_error(main)

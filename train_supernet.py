@@ -62,8 +62,10 @@ def initial_nets(images, settings):
     return net, teacher
 
 
+def main(argv=None):
+    function, settings = config.command_line(__doc__, {"run": (run, config.SupernetConfig, RECIPE)}, argv)
+    function(settings)
+
+
 if __name__ == "__main__":
-    def main():
-        function, settings = config.command_line(__doc__, {"run": (run, config.SupernetConfig, RECIPE)})
-        function(settings)
     exit_on_user_error(main)
