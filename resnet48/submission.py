@@ -130,7 +130,7 @@ def net_of(submission):
     try:
         manifest = files.read_json(path, "manifest")
         return SearchSpace.from_dict(manifest["net"]["space"]), manifest["image_size"], manifest["net"]["num_classes"]
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:  # another type than the one that was written
         raise UserError(f"manifest {path} is malformed: {type(error).__name__} {error}") from error
 
 

@@ -262,7 +262,7 @@ def test_sheet_is_a_markdown_table_of_supernet_and_baselines_with_intervals(tmp_
 def test_sheet_names_the_files_n_resamples_seed_and_image_size(tmp_path):
     result = compare(tmp_path, *correlated(33), seed=4, image_size=64)
     text = scoring.sheet(result)
-    for words in (str(tmp_path / "s.json"), str(tmp_path / "t.json"), "n = 33", f"{RESAMPLES} resamples", "seed 4", "64 px"):
+    for words in (result.submission.path, result.truth.path, "n = 33", f"{RESAMPLES} resamples", "seed 4", "64 px"):
         assert words in text
 
 

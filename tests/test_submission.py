@@ -28,6 +28,8 @@ def codes(n, seed=0):
 
 
 CODES = codes(4)
+NARROW = FULL.narrowed((4, 8, 16, 32), 1)
+NET = {"kind": "supernet", "space": NARROW.to_dict(), "num_classes": 10}
 
 
 def save(path, content):
@@ -52,8 +54,8 @@ class Road:
         self.state()
 
     def state(self, partial=False):
-        submission.write_manifest(self.submission, self.list, self.checkpoint, {}, {"calib_images": 512}, archs=3,
-                                  partial=partial, val_images=320, image_size=224, versions={"numpy": "1.26.4"})
+        submission.write_manifest(self.submission, self.list, self.checkpoint, NET, {"calib_images": 512}, archs=3,
+                                  partial=partial, val_images=320, image_size=33, versions={"numpy": "1.26.4"})
 
     def edit(self, change):
         """Change the submission and write its manifest anew."""
@@ -138,10 +140,11 @@ def test_duplicate_key_is_refused_by_name(tmp_path):
     assert "'arch7'" in refusal(submission.read_list, save(tmp_path / "list.json", "{" + ", ".join(entries) + "}"))
 
 
-@pytest.mark.parametrize("again", [CODES[0], "1" + CODES[0]])
-def test_same_arch_under_two_keys_is_refused_naming_both(tmp_path, again):
-    path = save(tmp_path / "list.json", {"first": GOOD, "other": {"acc": 0.0, "arch": CODES[1]},
-                                         "second": {"acc": 0.0, "arch": again}})
+@pytest.mark.parametrize("before, again", [("", ""), ("", "1"), ("1", ""), ("1", "1")])
+def test_same_arch_under_two_keys_is_refused_naming_both(tmp_path, before, again):
+    path = save(tmp_path / "list.json", {"first": {"acc": 0.0, "arch": before + CODES[0]},
+                                         "other": {"acc": 0.0, "arch": CODES[1]},
+                                         "second": {"acc": 0.0, "arch": again + CODES[0]}})
     message = refusal(submission.read_list, path)
     assert path in message and "'first'" in message and "'second'" in message and "'other'" not in message
 
@@ -200,7 +203,8 @@ def test_manifest_says_what_the_submission_was_made_of(road):
 
     assert manifest == {"submission_sha256": digest(road.submission), "arch_list_sha256": digest(road.list),
                         "checkpoint_sha256": digest(road.checkpoint), "archs": 3, "partial": False, "val_images": 320,
-                        "settings": {"calib_images": 512}, "versions": {"numpy": "1.26.4"}}
+                        "image_size": 33, "net": json.loads(json.dumps(NET)), "settings": {"calib_images": 512},
+                        "versions": {"numpy": "1.26.4"}}
 
 
 def test_manifest_takes_digests_that_were_computed_before(road):
@@ -208,6 +212,29 @@ def test_manifest_takes_digests_that_were_computed_before(road):
     os.unlink(road.checkpoint)
     submission.write_manifest(road.submission, *digests, {}, {}, 3, False, 320, 224, {})
     assert road.findings(digests[1]) == []
+
+
+def test_space_image_size_and_classes_of_a_submission_come_from_its_manifest(road):
+    assert submission.net_of(road.submission) == (NARROW, 33, 10)
+
+
+def test_submission_without_manifest_counts_as_from_the_official_net():
+    assert submission.net_of("nowhere.json") == (FULL, 224, 1000)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"net": 3}', '{"net": {"space": "full"}}', "torn"])
+def test_manifest_that_names_no_net_is_a_clear_error(road, text):
+    path = save(road.folder / "submission.manifest.json", text)
+    assert path in refusal(submission.net_of, road.submission)
+
+
+def test_counts_behind_the_accuracies_are_kept_beside_the_submission(road):
+    entries = submission.read_list(road.list)
+    submission.write_counts(road.submission, entries, np.array([[7, 9], [0, 5], [10, 10]]), 10)
+    with open(road.folder / "submission.counts.json") as file:
+        kept = json.load(file)
+    assert kept["images"] == 10 and list(kept["counts"]) == ["arch1", "arch2", "arch3"]
+    assert kept["counts"]["arch1"] == {"arch": "1" + CODES[0], "top1": 7, "top5": 9}
 
 
 def test_digest_of_a_missing_file_is_a_clear_error(tmp_path):
