@@ -19,23 +19,6 @@ class ArchError(UserError):
     """An arch code that is malformed or outside its space."""
 
 
-class Block(NamedTuple):
-    """One basic block: conv3x3 (in -> inner, stride), conv3x3 (inner -> out) and a shortcut (in -> out)."""
-
-    index: int  # 1..23, the number in the parameter names
-    stage: int  # 1..4
-    position: int  # 1.. within the stage
-    in_width: int
-    inner_width: int
-    out_width: int
-    stride: int
-
-    @property
-    def projects(self):
-        """Whether the shortcut is a 1x1 convolution: the shape changes on the way through the block."""
-        return self.stride != 1 or self.in_width != self.out_width
-
-
 class Convolution(NamedTuple):
     """One convolution: widths in channels, `size` the height and width of its output in pixels."""
 
@@ -54,6 +37,47 @@ class Convolution(NamedTuple):
     def params(self):
         """Trainable parameters, with weight and bias of the batch norm that follows."""
         return self.out_width * (self.in_width * self.kernel ** 2 + 2)
+
+
+class Stem(NamedTuple):
+    """The first layer: conv7x7 of stride 2 and a max pool of stride 2. width: in channels."""
+
+    width: int
+
+    @property
+    def out_width(self):
+        return self.width
+
+    def convolutions(self, size):
+        """Its convolution, and the size of its output, for images of `size` pixels."""
+        size = _halved(size)
+        return [Convolution(0, 3, self.width, 7, size)], _halved(size)
+
+
+class Block(NamedTuple):
+    """One basic block: conv3x3 (in -> inner, stride), conv3x3 (inner -> out) and a shortcut (in -> out)."""
+
+    index: int  # 1..23, the number in the parameter names
+    stage: int  # 1..4
+    position: int  # 1.. within the stage
+    in_width: int
+    inner_width: int
+    out_width: int
+    stride: int
+
+    @property
+    def projects(self):
+        """Whether the shortcut is a 1x1 convolution: the shape changes on the way through the block."""
+        return self.stride != 1 or self.in_width != self.out_width
+
+    def convolutions(self, size):
+        """Its two or three convolutions, and the size of its output, for an input of `size` pixels."""
+        size = _halved(size) if self.stride == 2 else size
+        convolutions = [Convolution(self.stage, self.in_width, self.inner_width, 3, size),
+                        Convolution(self.stage, self.inner_width, self.out_width, 3, size)]
+        if self.projects:
+            convolutions.append(Convolution(self.stage, self.in_width, self.out_width, 1, size))
+        return convolutions, size
 
 
 @dataclass(frozen=True)
@@ -214,16 +238,11 @@ class ArchConfig:
 
     def convolutions(self, image_size=224):
         """Every convolution in order, shortcuts included. image_size: height and width of the input in pixels."""
-        size = _halved(image_size)
-        convolutions = [Convolution(0, 3, self.stem, 7, size)]
-        size = _halved(size)  # the max pool
-        for block in self.blocks():
-            size = _halved(size) if block.stride == 2 else size
-            convolutions.append(Convolution(block.stage, block.in_width, block.inner_width, 3, size))
-            convolutions.append(Convolution(block.stage, block.inner_width, block.out_width, 3, size))
-            if block.projects:
-                convolutions.append(Convolution(block.stage, block.in_width, block.out_width, 1, size))
-        return convolutions
+        found, size = [], image_size
+        for node in (Stem(self.stem), *self.blocks()):
+            convolutions, size = node.convolutions(size)
+            found += convolutions
+        return found
 
     def macs(self, image_size=224, num_classes=1000):
         """Multiply-adds of the convolutions, shortcuts and classifier for one image."""

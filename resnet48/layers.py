@@ -45,6 +45,13 @@ def _first(weight, *widths):
     return weight
 
 
+def moments(x):
+    """Mean and biased variance of each channel of x [N, C, H, W], each [C]."""
+    mean = x.mean(axis=[0, 2, 3])
+    # Two passes: E[x^2] - E[x]^2 loses digits where the mean is large.
+    return mean, (x - mean.reshape([1, -1, 1, 1])).square().mean(axis=[0, 2, 3])
+
+
 class Statistics:
     """Batch-norm statistics of one subnet: computed exactly on a set of images, then used instead of the running ones.
 
@@ -57,10 +64,7 @@ class Statistics:
         self._of_layer = {}  # batch-norm layer -> (mean, biased variance), each [C]
 
     def measure(self, x, layer):
-        mean = x.mean(axis=[0, 2, 3])
-        # Two passes: E[x^2] - E[x]^2 loses digits where the mean is large.
-        variance = (x - mean.reshape([1, -1, 1, 1])).square().mean(axis=[0, 2, 3])
-        self._of_layer[layer] = mean, variance
+        self._of_layer[layer] = moments(x)
         return self.apply(x, layer)
 
     def apply(self, x, layer):

@@ -11,6 +11,11 @@ def images(n=4, size=32, seed=0):
     return paddle.to_tensor(np.random.default_rng(seed).standard_normal((n, 3, size, size)).astype("float32"))
 
 
+def close(values, expected):
+    """Equal but for the rounding of float32, on the scale of the largest."""
+    return np.abs(values - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
+
+
 @pytest.fixture
 def supernet(narrow):
     """A narrow supernet whose running statistics are not the initial ones."""
@@ -39,8 +44,8 @@ def test_supernet_extracted_and_loaded_nets_agree(supernet, narrow, rng, mode):
         loaded.set_state_dict({name: tensor.numpy() for name, tensor in extracted.state_dict().items()})
         getattr(loaded, mode)()
         expected = supernet(x, arch).numpy()
-        assert np.allclose(extracted(x).numpy(), expected, atol=1e-5)
-        assert np.allclose(loaded(x).numpy(), expected, atol=1e-5)
+        assert close(extracted(x).numpy(), expected)
+        assert close(loaded(x).numpy(), expected)
 
 
 def test_training_moves_the_running_statistics_of_used_channels_only(supernet, narrow):
@@ -94,7 +99,7 @@ def test_sorting_channels_leaves_the_function_unchanged_and_puts_important_ones_
     before = supernet(x, largest).numpy()
     unsorted = supernet.blocks["1"].conv2.weight.numpy()
     sort_channels(supernet)
-    assert np.allclose(supernet(x, largest).numpy(), before, atol=1e-5)
+    assert close(supernet(x, largest).numpy(), before)
     weight = supernet.blocks["1"].conv2.weight.numpy()
     assert not np.array_equal(weight, unsorted)
     importance = np.abs(weight).sum((0, 2, 3))

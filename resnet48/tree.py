@@ -1,0 +1,92 @@
+"""The archs of a list as a tree of blocks: what they share is computed once. No Paddle in here.
+
+A node is a block with its widths, given all blocks before it: two archs share a node if their nets are the same up to
+there. Sorted by their blocks, archs with a common beginning stand together, so a depth-first walk over the tree is a
+walk along the sorted list that keeps, at each arch, what it has in common with the one before.
+"""
+
+from typing import NamedTuple
+
+from .arch import Stem
+
+BYTES = 4  # of a float32
+
+
+class Step(NamedTuple):
+    """From one arch to the next: keep the first `kept` nodes of the path, go on with `added`, and there is arch `leaf`.
+
+    added: first the `arch.Stem` where nothing is kept, then `arch.Block`s. leaf: index in the list.
+    """
+
+    kept: int
+    added: tuple
+    leaf: int
+
+
+def walk(archs):
+    """The steps of a depth-first walk that visits every arch of a list once. archs: tied `ArchConfig` objects."""
+    paths = sorted(((Stem(arch.stem), *arch.blocks()), index) for index, arch in enumerate(archs))
+    steps, before = [], ()
+    for path, index in paths:
+        kept = 0
+        while kept < min(len(before), len(path)) and before[kept] == path[kept]:
+            kept += 1
+        steps.append(Step(kept, path[kept:], index))
+        before = path
+    return steps
+
+
+def shards(steps, count):
+    """The walk in `count` parts of about equal length, each of which begins with a whole path of its own."""
+    count = max(1, min(count, len(steps)))
+    parts, path = [], ()
+    bounds = [len(steps) * i // count for i in range(count + 1)]
+    for first, last in zip(bounds, bounds[1:]):
+        part = []
+        for step in steps[first:last]:
+            path = path[:step.kept] + step.added
+            part.append(step if part else Step(0, path, step.leaf))
+        parts.append(part)
+    return parts
+
+
+def nodes(steps):
+    """How many blocks a walk computes, stems included."""
+    return sum(len(step.added) for step in steps)
+
+
+class Cost(NamedTuple):
+    """What a walk costs. macs: multiply-adds per image of the whole walk, classifiers included.
+
+    nodes: blocks and stems. path_bytes: float32 activations per image that are alive at the deepest point, the
+    largest temporary ones included. statistics_bytes: scale and shift of every batch norm of every node.
+    """
+
+    macs: int
+    nodes: int
+    path_bytes: int
+    statistics_bytes: int
+
+
+def cost(steps, image_size, num_classes):
+    """The `Cost` of a walk over images of image_size pixels."""
+    macs = statistics = deepest = 0
+    path = []  # (output size in pixels, bytes of the activations) of each node
+    for step in steps:
+        del path[step.kept:]
+        for node in step.added:
+            found, size = node.convolutions(path[-1][0] if path else image_size)
+            macs += sum(conv.macs for conv in found)
+            width = node.out_width
+            statistics += sum(2 * conv.out_width * BYTES for conv in found)
+            # Within a block at most the input, the inner features, their normalised copy and the shortcut are alive.
+            largest = max(conv.out_width * conv.size ** 2 for conv in found) * BYTES
+            path.append((size, width * size ** 2 * BYTES))
+            deepest = max(deepest, sum(part for _, part in path) + 3 * largest)
+        macs += width * num_classes
+    return Cost(macs, nodes(steps), deepest, statistics)
+
+
+def alone(archs, image_size, num_classes):
+    """Multiply-adds per image if every arch is run on its own."""
+    return sum(arch.macs(image_size, num_classes) for arch in archs)

@@ -1,0 +1,108 @@
+"""The tree of a list of archs, walked for one batch of images: every shared block is computed once."""
+
+import collections
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from . import engine, layers
+from .arch import HEAD, Stem
+
+
+class Tape:
+    """Scale and shift of every batch norm that a walk meets, in the order in which it meets them.
+
+    A batch norm in evaluation is y * scale + shift per channel. values: float32, scale then shift of one layer after
+    the other; a walk over the same steps reads them in the order in which `Measuring` wrote them.
+    """
+
+    def __init__(self, values):
+        self.values, self.position = values, 0
+
+    def __call__(self, y, _layer):
+        width = y.shape[1]
+        end = self.position + 2 * width
+        scale, shift = paddle.to_tensor(self.values[self.position:end]).reshape([2, 1, width, 1, 1])
+        self.position = end
+        return y * scale.astype(y.dtype) + shift.astype(y.dtype)
+
+
+class Measuring:
+    """Computes the statistics of each layer over the batch, as `layers.Statistics` does, and keeps scale and shift."""
+
+    def __init__(self):
+        self.parts = []
+
+    def __call__(self, y, layer):
+        mean, variance = layers.moments(y)
+        width = y.shape[1]
+        scale = layer.weight[:width] / paddle.sqrt(variance + layer._epsilon)
+        shift = layer.bias[:width] - mean * scale
+        self.parts += [scale.numpy(), shift.numpy()]
+        return y * scale.reshape([1, -1, 1, 1]) + shift.reshape([1, -1, 1, 1])
+
+    def values(self):
+        """What a `Tape` reads."""
+        return np.concatenate(self.parts)
+
+
+class Weights:
+    """Slices of the supernet's convolutions, laid out for the engine and kept for the next node that needs them.
+
+    bytes_kept: how much may be kept; the least recently used go first. dtype: of the computation.
+    """
+
+    def __init__(self, net, bytes_kept, dtype="float32"):
+        self.net, self.bytes_kept, self.dtype = net, bytes_kept, dtype
+        self._kept, self._bytes = collections.OrderedDict(), 0
+
+    def convolution(self, layer, width, in_width, size, stride=1):
+        key = id(layer), width, in_width, size
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
+        weight = layer.weight[:width, :in_width].astype(self.dtype)
+        made = engine.convolution(weight, size, stride), 4 * int(weight.size) * max(1, min(size, 2) ** 2)
+        self._kept[key] = made
+        self._bytes += made[1]
+        while self._bytes > self.bytes_kept and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1][1]
+        return made[0]
+
+
+@paddle.no_grad()
+def run(weights, steps, images, norm, leaf=None):
+    """Walk the steps of `tree.walk` with a batch of images (float32 [N, 3, S, S]), all at once.
+
+    weights: `Weights`. norm(y, layer): normalises convolution outputs, a `Tape` or `Measuring`.
+    leaf(index, logits [N, classes]): called at each arch. At most one path of activations is alive.
+    """
+    blocks, path = weights.net.blocks, []
+    for step in steps:
+        del path[step.kept:]
+        for node in step.added:
+            if isinstance(node, Stem):
+                path.append(_stem(weights, blocks["0"], images, node, norm))
+            else:
+                path.append(_block(weights, blocks[str(node.index)], path[-1], node, norm))
+        if leaf:
+            leaf(step.leaf, layers.linear(path[-1].astype("float32").mean(axis=[2, 3]), blocks[str(HEAD)].fc))
+
+
+def _stem(weights, layer, images, node, norm):
+    y = weights.convolution(layer.conv, node.width, 3, images.shape[2], 2)(images.astype(weights.dtype))
+    return F.max_pool2d(F.relu(norm(y, layer.bn)), 3, 2, padding=1)
+
+
+def _block(weights, layer, x, block, norm):
+    """`models.basic_block`, with the slices kept."""
+    size = x.shape[2]
+    y = weights.convolution(layer.conv1, block.inner_width, block.in_width, size, block.stride)(x)
+    y = F.relu(norm(y, layer.bn1))
+    y = norm(weights.convolution(layer.conv2, block.out_width, block.inner_width, y.shape[2])(y), layer.bn2)
+    if block.projects:
+        projection, projection_norm = layer.downsample
+        x = norm(weights.convolution(projection, block.out_width, block.in_width, size, block.stride)(x),
+                 projection_norm)
+    return F.relu(x + y)
