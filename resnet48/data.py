@@ -88,7 +88,8 @@ def _folder(root, size):
         folder = os.path.join(root, part)
         if not os.path.isdir(folder):
             raise UserError(f"--image_dir {root} has no folder {part}/; it must hold train/<class>/ and val/<class>/")
-        splits[part] = {entry.name: entry.path for entry in os.scandir(folder) if entry.is_dir()}
+        splits[part] = {entry.name: entry.path for entry in os.scandir(folder)
+                        if entry.is_dir() and not entry.name.startswith(".")}
         if not splits[part]:
             raise UserError(f"{folder} holds no class folders")
     differing = sorted(splits["train"].keys() ^ splits["val"].keys())
@@ -168,20 +169,23 @@ def eval_view(image, size):
 
 def _resized(image, box, size):
     """The part `box` (left, top, right, bottom) of an image as uint8 [3, size, size], bilinear with antialiasing."""
-    width, height = image.size
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; keep twice what is needed, so that nothing is lost.
     factor = 2 * size / min(box[2] - box[0], box[3] - box[1])
     if factor < 1:
-        image.draft("RGB", (max(1, int(width * factor)), max(1, int(height * factor))))
-    sx, sy = image.size[0] / width, image.size[1] / height
-    box = (box[0] * sx, box[1] * sy, min(box[2] * sx, image.size[0]), min(box[3] * sy, image.size[1]))
+        width, height = image.size
+        drafted = image.draft("RGB", (max(1, int(width * factor)), max(1, int(height * factor))))
+        # The exact scale: the decoded size is rounded up, so it would shift the box by a part of a pixel.
+        scale = drafted[1][2] / width if drafted else 1
+        left, top, right, bottom = (side * scale for side in box)
+        box = left, top, min(right, image.size[0]), min(bottom, image.size[1])
     return np.asarray(_rgb(image).resize((size, size), Image.BILINEAR, box=box)).transpose(2, 0, 1)
 
 
 def _rgb(image):
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, which Pillow would clip at 255
         deep = np.asarray(image)
-        return Image.fromarray((deep / (257 if deep.max() > 255 else 1)).astype("uint8")).convert("RGB")
+        is_deep = image.mode.startswith("I;16") or deep.max() > 255  # in 32 bits, both scales are in use
+        return Image.fromarray((deep / (257 if is_deep else 1)).astype("uint8")).convert("RGB")
     return image.convert("RGB")
 
 
@@ -330,8 +334,12 @@ def decode(split, indices, size, threads=1, skip_bad=False, what="images"):
 
 
 def balanced_sample(labels, count, seed):
-    """Indices of `count` images, as many of each class as possible; a pure function of the arguments."""
+    """Indices of `count` images, as many of each class as possible; a pure function of the arguments.
+
+    Which classes give one more than others, or with fewer images than classes one at all, is drawn too.
+    """
     rng = np.random.default_rng(seed)
     by_class = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    rounds = itertools.chain.from_iterable(itertools.zip_longest(*by_class))
+    order = rng.permutation(len(by_class))
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*(by_class[place] for place in order)))
     return np.array([index for index in itertools.islice((i for i in rounds if i is not None), count)])

@@ -7,6 +7,7 @@ import paddle
 import paddle.nn.functional as F
 
 DENSE_UP_TO = 2  # pixels: a 3x3 convolution of a map this small is one matrix over all its inputs and outputs
+DENSE_ONCE_UP_TO = 1  # the same where the matrix is made for one call, and its gradient taken apart again
 UNFOLD_UP_TO = 4  # pixels: above, the library's own convolution is faster
 
 
@@ -15,10 +16,10 @@ def conv2d(x, weight, stride=1):
 
     x: [N, C, H, W]; weight: [O, C, K, K] with odd K. Returns [N, O, ceil(H / stride), ceil(W / stride)].
     """
-    return convolution(weight, x.shape[2], stride)(x)
+    return convolution(weight, x.shape[2], stride, DENSE_ONCE_UP_TO)(x)
 
 
-def convolution(weight, size, stride=1):
+def convolution(weight, size, stride=1, dense_up_to=DENSE_UP_TO):
     """`conv2d` for inputs of `size` x `size` pixels as a function of x, with the weight laid out once for many calls.
 
     On a GPU always the library's own. On a CPU, for the 3x3 convolutions on small maps of the late stages:
@@ -28,7 +29,7 @@ def convolution(weight, size, stride=1):
     """
     kernel = weight.shape[-1]
     if weight.place.is_cpu_place() and kernel == 3:
-        if size <= DENSE_UP_TO:
+        if size <= dense_up_to:
             return _dense(weight, size, stride)
         if size <= UNFOLD_UP_TO:
             return _unfolded(weight, size, stride)
