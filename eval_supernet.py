@@ -1,39 +1,74 @@
-"""Everything after training: evaluate subnets and write the submission, score it, verify it, export a subnet."""
+"""Everything after training: plan and run the evaluation, see how far it is, score, verify, export a subnet."""
 
 import dataclasses
+import tempfile
 
-from resnet48 import checkpoint, config, data, evaluate, files, models, runtime, submission
+from resnet48 import checkpoint, config, data, evaluate, files, models, runtime, submission, sweep
 from resnet48 import score as scoring
-from resnet48.arch import ArchConfig
+from resnet48.arch import FULL, ArchConfig
 from resnet48.errors import UserError, exit_on_user_error
 from resnet48.export import save_inference
+from resnet48.journal import Journal
 
 
 def run(settings):
-    """Evaluate the archs of a list with the supernet's weights and write the submission."""
+    """Evaluate the archs of a list with the supernet's weights and write the submission; goes on where it was stopped."""
     config.require(settings, "checkpoint", "archs")
     files.require_writable(settings.output)
-    runtime.start(settings.device)
+    runtime.start(settings.device, join=False)  # the ranks meet in the journal's folder and nowhere else
     found = checkpoint.read(settings.checkpoint)
-    net = checkpoint.build_supernet(found)
+    net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
     entries = submission.read_list(settings.archs, net.space)
-    chosen = entries[:2 if settings.dry_run else settings.limit]
+    chosen = submission.select(entries, settings.limit, settings.every, settings.keys)
     images = data.load(settings)
     checkpoint.require_classes(net, images, settings.checkpoint)
-    counts, total = evaluate.score_archs(net, [entry.arch for entry in chosen], images, settings)
-    accuracies = [100 * int(top1) / total for top1, _ in counts]
-    runtime.say(f"{len(chosen)} subnets on {total} images: top-1 {min(accuracies):.2f} to {max(accuracies):.2f} %")
     if settings.dry_run:
-        return runtime.say("dry run passed; nothing was written")
-    if runtime.rank() == 0:
-        submission.write(settings.output, chosen, accuracies)
-        submission.write_counts(settings.output, chosen, counts, total)
-        submission.write_manifest(
-            settings.output, settings.archs, found.weights_file, checkpoint.describe(net),
-            dataclasses.asdict(settings), len(chosen), len(chosen) < len(entries), total, images.size,
-            runtime.versions())
-        partial = f", PARTIAL: {len(chosen)} of the list's {len(entries)} archs" if len(chosen) < len(entries) else ""
-        runtime.say(f"wrote {settings.output}{partial}")
+        return dry_run(net, digest, chosen, images, settings)
+    counts, total = evaluated(net, digest, chosen, images, settings, journal_root(settings.output))
+    about = {"net": checkpoint.describe(net), "image_size": images.size, "settings": dataclasses.asdict(settings),
+             "versions": runtime.versions()}
+    runtime.say(submission.hand_in(settings.output, settings.archs, digest, entries, chosen, counts, total, about))
+
+
+def evaluated(net, digest, entries, images, settings, root):
+    """Counts (top-1, top-5) of every entry, and the number of images."""
+    archs = [entry.arch for entry in entries]
+    if settings.one_by_one:
+        return sweep.counts_one_by_one(net, archs, images, settings)
+    journal = sweep.open_journal(root, digest, entries, images, net, settings)
+    sweep.run(net, journal, archs, images, settings)
+    return journal.counts()
+
+
+def dry_run(net, digest, entries, images, settings):
+    few = data.cut(images, settings.calib_images or 1, sweep.SMALLEST_CHUNK)
+    few_settings = dataclasses.replace(settings, cache_dir=None, val_images=None)
+    with tempfile.TemporaryDirectory() as root:
+        counts, total = evaluated(net, digest, entries[:2], few, few_settings, root)
+    runtime.say(f"dry run passed: {len(counts)} archs on {total} images; nothing was written")
+
+
+def plan(settings):
+    """Say what an evaluation would cost: nodes, MACs, time, memory, disk."""
+    config.require(settings, "archs")
+    space = FULL.narrowed(settings.channels(), settings.divisor)
+    entries = submission.read_list(settings.archs, space)
+    chosen = submission.select(entries, settings.limit, settings.every, settings.keys)
+    print(sweep.plan_text([entry.arch for entry in chosen], settings.image_size, settings.images, settings.num_classes,
+                          space, settings.chunk, settings.ranks, settings.calib_images,
+                          settings.gflops and settings.gflops * 1e9))
+
+
+def status(settings):
+    """Say how far an evaluation is, and write what is there so far if asked to."""
+    journal = Journal.newest(journal_root(settings.output))
+    print(sweep.status_text(journal))
+    if settings.write:
+        print(submission.write_so_far(settings.write, journal.plan["codes"], *journal.counts()))
+
+
+def journal_root(output):
+    return output.removesuffix(".json") + ".journal"
 
 
 def score(settings):
@@ -73,7 +108,8 @@ def export(settings):
 
 def main(argv=None):
     function, settings = config.command_line(__doc__, {
-        "run": (run, config.EvalConfig, None), "score": (score, config.ScoreConfig, None),
+        "run": (run, config.EvalConfig, None), "plan": (plan, config.PlanConfig, None),
+        "status": (status, config.StatusConfig, None), "score": (score, config.ScoreConfig, None),
         "verify": (verify, config.VerifyConfig, None), "export": (export, config.ExportConfig, None)}, argv)
     function(settings)
 

@@ -49,6 +49,7 @@ class DataConfig:
     image_size: int | None = option(None, "height and width in pixels [224; 32 for the built-in digits]", least=1)
     num_workers: int = option(2, "processes that decode training images (0: none), threads that decode others", least=0)
     skip_bad_images: bool = option(False, "leave unreadable validation and calibration images out instead of stopping")
+    cache_dir: str | None = option(None, "folder that keeps decoded validation and calibration images")
 
 
 @dataclass
@@ -101,16 +102,45 @@ class SupernetConfig(TrainConfig):
 
 
 @dataclass
-class EvalConfig(DataConfig):
-    checkpoint: str = option("", "a run's folder or a .pdparams file")
+class ListConfig:
+    """Which archs of a list."""
+
     archs: str = option("", "arch list in the official JSON format")
-    output: str = option("output/submission.json", "submission file to write")
     limit: int | None = option(None, "only the first N archs: a partial submission", least=1)
+    every: int = option(1, "only every K-th arch of the list", least=1)
+    keys: str | None = option(None, "only the archs with these keys, such as arch1,arch17")
+    chunk: str = option("auto", "images that are walked through the tree at once, or auto")
+
+
+@dataclass
+class EvalConfig(DataConfig, ListConfig):
+    checkpoint: str = option("", "a run's folder or a .pdparams file")
+    output: str = option("output/submission.json", "submission file to write")
     calib_images: int = option(512, "training images for the batch-norm statistics of each subnet (0: inherit)", least=0)
-    batch_size: int = option(256, "validation images at a time", least=1)
-    seed: int = option(0, "of the choice of calibration images", least=0)
+    val_images: int | None = option(None, "only so many validation images, of all classes alike", least=1)
+    fresh: bool = option(False, "forget what earlier runs have evaluated")
+    amp: str = option("none", "half precision on a GPU: fp16 or bf16", choices=("none", "fp16", "bf16"))
+    one_by_one: bool = option(False, "run each arch on its own: the slow reference")
+    batch_size: int = option(256, "validation images at a time with --one_by_one", least=1)
+    seed: int = option(0, "of the choice of images", least=0)
     device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
-    dry_run: bool = option(False, "two archs on one batch of images; writes nothing")
+    dry_run: bool = option(False, "two archs on a few images; writes nothing")
+
+
+@dataclass
+class StatusConfig:
+    output: str = option("output/submission.json", "submission file that `run` was told to write")
+    write: str | None = option(None, "write what is there so far as a submission to this file")
+
+
+@dataclass
+class PlanConfig(ListConfig, SpaceConfig):
+    image_size: int = option(224, "height and width in pixels", least=1)
+    images: int = option(50000, "validation images", least=1)
+    num_classes: int = option(1000, "outputs of the classifier", least=1)
+    calib_images: int = option(512, "training images for the batch-norm statistics of each subnet", least=0)
+    ranks: int = option(1, "processes that share the work", least=1)
+    gflops: float | None = option(None, "10^9 FLOP per second of one process [measured]", above=0)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from .runtime import progress
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on the scale 0..1
 BAD_IMAGES_ALLOWED = 50  # unreadable training images before training stops: a broken copy, not a few broken files
+NO_GOOD_IMAGE = -1  # stands for the label where only unreadable images were found
 DIGITS_SIZE, DIGITS_VALIDATION = 32, 360
 
 
@@ -170,14 +171,14 @@ def eval_view(image, size):
 def _resized(image, box, size):
     """The part `box` (left, top, right, bottom) of an image as uint8 [3, size, size], bilinear with antialiasing."""
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; keep twice what is needed, so that nothing is lost.
-    factor = 2 * size / min(box[2] - box[0], box[3] - box[1])
+    factor, scale = 2 * size / min(box[2] - box[0], box[3] - box[1]), 1
     if factor < 1:
         width, height = image.size
         drafted = image.draft("RGB", (max(1, int(width * factor)), max(1, int(height * factor))))
-        # The exact scale: the decoded size is rounded up, so it would shift the box by a part of a pixel.
-        scale = drafted[1][2] / width if drafted else 1
-        left, top, right, bottom = (side * scale for side in box)
-        box = left, top, min(right, image.size[0]), min(bottom, image.size[1])
+        if drafted:  # it says the exact scale; the decoded size is rounded up and would shift the box
+            scale = drafted[1][2] / width
+    left, top, right, bottom = (side * scale for side in box)
+    box = left, top, min(right, image.size[0]), min(bottom, image.size[1])
     return np.asarray(_rgb(image).resize((size, size), Image.BILINEAR, box=box)).transpose(2, 0, 1)
 
 
@@ -233,16 +234,17 @@ class _Views(paddle.io.Dataset):
 
     def __getitem__(self, key):
         epoch, index = key
-        images, bad = self.images, -1
-        for candidate in range(index, index + BAD_IMAGES_ALLOWED + 2):
+        images, bad = self.images, []
+        for candidate in range(index, index + min(BAD_IMAGES_ALLOWED + 1, len(self))):
             candidate %= len(self)
             rng = np.random.default_rng((self.seed, epoch, candidate))
             try:
                 pixels = view(images.train, candidate, train_view, images.size, rng, images.crop_scale, images.flip)
                 return pixels, images.train.labels[candidate], bad
             except BadImage:
-                bad = candidate
-        raise BadImage(f"too many unreadable images in a row, the last is {images.train.name(bad)}")
+                bad.append(candidate)
+        # Told as data: Paddle turns an exception in a worker process into one of its own that says nothing.
+        return np.zeros((3, images.size, images.size), "uint8"), NO_GOOD_IMAGE, bad
 
 
 class _Steps(paddle.io.BatchSampler):
@@ -269,7 +271,7 @@ class _Steps(paddle.io.BatchSampler):
 
 def _collate(samples):
     pixels, labels, bad = zip(*samples)
-    return np.stack(pixels), np.array(labels, "int64"), np.array(bad, "int64")
+    return np.stack(pixels), np.array(labels, "int64"), np.array([-1, *itertools.chain(*bad)], "int64")  # never empty
 
 
 def _leave_signals_alone(_worker):
@@ -286,18 +288,23 @@ def batches(images, first_step, last_step, batch_size, seed, rank, ranks, worker
     Raises `UserError` when more than a few images are unreadable or a worker process dies.
     """
     sampler = _Steps(len(images.train), first_step, last_step, batch_size, seed, rank, ranks)
-    loader = iter(paddle.io.DataLoader(_Views(images, seed), batch_sampler=sampler, collate_fn=_collate,
-                                       num_workers=workers, worker_init_fn=_leave_signals_alone))
+    loader = paddle.io.DataLoader(_Views(images, seed), batch_sampler=sampler, collate_fn=_collate, num_workers=workers,
+                                  worker_init_fn=_leave_signals_alone)
+    loader = (batch for batch in loader)  # can be asked again at its end, which Paddle's own iterator cannot
     seen = set()
     try:
         for pixels, labels, bad in loader:
-            for index in bad.numpy().tolist():
-                if index >= 0 and index not in seen:
+            for index in bad.numpy()[1:].tolist():
+                if index not in seen:
                     seen.add(index)
                     report(f"skipped the unreadable image {images.train.name(index)} ({len(seen)} so far)")
-            if len(seen) > BAD_IMAGES_ALLOWED:
-                raise BadImage(f"more than {BAD_IMAGES_ALLOWED} training images of {images.name} are unreadable")
+            if len(seen) > BAD_IMAGES_ALLOWED or (labels.numpy() == NO_GOOD_IMAGE).any():
+                raise BadImage(f"too many training images of {images.name} are unreadable: {len(seen)} so far, "
+                               f"allowed are {BAD_IMAGES_ALLOWED}")
             yield pixels, labels
+    except SystemError as error:
+        raise UserError("a process that decodes training images has died: killed, or out of memory or of shared memory "
+                        "(/dev/shm); fewer --num_workers need less, 0 needs no process") from error
     finally:
         # The loader ends its workers only when it is run to the end, so end the steps and take what is under way.
         sampler.ended = True
@@ -307,12 +314,13 @@ def batches(images, first_step, last_step, batch_size, seed, rank, ranks, worker
 
 # --- images that are decoded once -------------------------------------------------------------------------------------
 
-def decode(split, indices, size, threads=1, skip_bad=False, what="images"):
+def decode(split, indices, size, threads=1, skip_bad=False, what="images", into=None):
     """Evaluation views of the given images: (uint8 [n, 3, size, size], int64 [n]).
 
+    into: an array of that shape to fill, such as a memory-mapped one.
     Raises `BadImage` for the first unreadable one, or leaves such images out and says so with skip_bad.
     """
-    pixels = np.empty((len(indices), 3, size, size), "uint8")
+    pixels = np.empty((len(indices), 3, size, size), "uint8") if into is None else into
     good = np.ones(len(indices), bool)
 
     def one(place):

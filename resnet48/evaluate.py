@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
-from . import data, layers, runtime
+from . import cache, data, layers, runtime
 from .data import normalize
 
 WATCHED_RANDOM_ARCHS = 2
@@ -52,18 +52,6 @@ def calibrate_alone(net, pixels):
     statistics.store()
 
 
-def score_archs(net, archs, images, config):
-    """Counts of every arch over all validation images: (list of (top-1, top-5), number of images)."""
-    if config.dry_run:
-        images = data.cut(images, config.calib_images or 1, config.batch_size)
-    calibration = calibration_images(images, config) if config.calib_images else None
-    share = Validation.of(images, config)
-    counts = runtime.progress(one_by_one(net, archs, calibration, share.pixels, share.labels, share.batch_size),
-                              len(archs), "subnets")
-    total, *counts = runtime.total([len(share.labels), *np.concatenate(list(counts))])
-    return list(zip(map(int, counts[::2]), map(int, counts[1::2]))), int(total)
-
-
 def one_by_one(net, archs, calibration, pixels, labels, batch_size):
     """Yield the counts [2] of each arch, each run on its own: the plain reference for every faster way.
 
@@ -86,8 +74,7 @@ class Validation:
     @classmethod
     def of(cls, images, config):
         share = range(runtime.rank(), len(images.val), runtime.ranks())
-        return cls(*data.decode(images.val, share, images.size, config.num_workers, config.skip_bad_images,
-                                "validation images"), config.batch_size)
+        return cls(*cache.decoded(images.val, share, images.size, config, "validation images"), config.batch_size)
 
     def accuracy(self, forward):
         """Top-1 in percent over all ranks' shares."""
@@ -99,8 +86,7 @@ class Validation:
 def calibration_images(images, config):
     """uint8 [calib_images, 3, S, S]: a seeded sample of training images, as many of each class as possible."""
     chosen = data.balanced_sample(images.train.labels, config.calib_images, config.seed)
-    return data.decode(images.train, chosen, images.size, config.num_workers, config.skip_bad_images,
-                       "calibration images")[0]
+    return cache.decoded(images.train, chosen, images.size, config, "calibration images")[0]
 
 
 def watch_standalone(images, config):

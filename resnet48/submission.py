@@ -32,6 +32,21 @@ def read_list(path, space=FULL):
     return read(path, "arch list", space)[0]
 
 
+def select(entries, limit=None, every=1, keys=None):
+    """Part of a list, in its order: every K-th entry, those with the given keys (comma-separated), the first N of these.
+
+    Raises `UserError` for a key that is not in the list.
+    """
+    chosen = entries[::every]
+    if keys is not None:
+        wanted = dict.fromkeys(key.strip() for key in keys.split(","))
+        unknown = wanted.keys() - {entry.key for entry in entries}
+        if unknown:
+            raise UserError(f"--keys: {sorted(unknown)[0]!r} is not in the list")
+        chosen = [entry for entry in entries if entry.key in wanted]
+    return chosen[:limit]
+
+
 def read(path, what, space=FULL):
     """Entries and accuracies of a file in the list's format: (list of `Entry`, list of float), in the file's order.
 
@@ -86,6 +101,32 @@ def write_counts(submission, entries, counts, images):
     content = {entry.key: {"arch": entry.code, "top1": int(top1), "top5": int(top5)}
                for entry, (top1, top5) in zip(entries, counts)}
     files.write_json(os.path.splitext(submission)[0] + ".counts.json", {"images": images, "counts": content})
+
+
+def hand_in(path, arch_list, checkpoint, entries, chosen, counts, images, about):
+    """Write the submission for the `chosen` of a list's entries, with counts and manifest beside it; what to say of it.
+
+    counts: (top-1, top-5) of each chosen entry in `images` images. about: the rest of the manifest, see
+    `write_manifest`.
+    """
+    accuracies = [100 * int(top1) / images for top1, _ in counts]
+    partial = len(chosen) < len(entries)
+    write(path, chosen, accuracies)
+    write_counts(path, chosen, counts, images)
+    write_manifest(path, arch_list, checkpoint, archs=len(chosen), partial=partial, val_images=images, **about)
+    return (f"wrote {path}: {len(chosen)} archs on {images} images, top-1 {min(accuracies):.2f} to "
+            f"{max(accuracies):.2f} %" + (f"; PARTIAL: {len(chosen)} of the list's {len(entries)} archs" if partial else ""))
+
+
+def write_so_far(path, codes, counts, images):
+    """Write a submission from an evaluation that is not finished, on the `images` images it has seen; what to say of it.
+
+    codes: [key, code] of each arch. It has no manifest, so `verify` will not take it for a finished one.
+    """
+    if not images:
+        raise UserError("no chunk of images is done for all archs yet, so there is nothing to write")
+    write(path, [Entry(key, code, None) for key, code in codes], [100 * int(top1) / images for top1, _ in counts])
+    return f"wrote {path}: {len(codes)} archs, UNFINISHED: on {images} images so far"
 
 
 def manifest_path(submission):

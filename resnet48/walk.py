@@ -47,6 +47,14 @@ class Measuring:
         return np.concatenate(self.parts)
 
 
+def inherited(y, layer):
+    """Normalise with the running statistics inside the net: those of whatever subnets trained last."""
+    width = y.shape[1]
+    scale = layer.weight[:width] / paddle.sqrt(layer._variance[:width] + layer._epsilon)
+    shift = layer.bias[:width] - layer._mean[:width] * scale
+    return y * scale.reshape([1, -1, 1, 1]).astype(y.dtype) + shift.reshape([1, -1, 1, 1]).astype(y.dtype)
+
+
 class Weights:
     """Slices of the supernet's convolutions, laid out for the engine and kept for the next node that needs them.
 

@@ -1,0 +1,147 @@
+"""The evaluation of a whole list, in pieces that are files: what is done stays done, whoever did it.
+
+The list is cut into shards (runs of the sorted walk, see `tree`), the images into chunks. The work is one statistics
+piece per shard, then one counts piece per chunk and shard. A piece is written whole and named by what it is; the folder
+is named by a fingerprint of everything that the numbers depend on. Processes that see the same folder, on one machine or
+on several, need nothing else to share the work: each takes pieces that nobody holds.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+
+from . import files
+from .errors import UserError
+
+FORMAT = 1  # of the files; part of the fingerprint
+PLAN = "plan.json"
+
+
+class Journal:
+    """One evaluation's folder. plan: `inputs` (what it depends on), `codes` (as listed), `images`, `chunk`, `shards`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.plan = files.read_json(os.path.join(folder, PLAN), "the plan of the evaluation")
+
+    @classmethod
+    def open(cls, root, inputs, codes, images, chunk, shards, fresh=False):
+        """The journal for these inputs below `root`, begun if it is not there; `fresh` forgets what was done before.
+
+        inputs: plain data, everything that the counts depend on. chunk and shards are those of whoever began.
+        """
+        text = json.dumps({"format": FORMAT, "inputs": inputs, "codes": codes, "images": images}, sort_keys=True)
+        folder = os.path.join(root, hashlib.sha256(text.encode()).hexdigest()[:16])
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(os.path.join(folder, PLAN)):
+            files.write_json(os.path.join(folder, PLAN), {"inputs": inputs, "codes": codes, "images": images,
+                                                          "chunk": chunk, "shards": shards})
+        return cls(folder)
+
+    @classmethod
+    def newest(cls, root):
+        """The journal below `root` that was worked on last. Raises `UserError` if there is none."""
+        found = [entry.path for entry in os.scandir(root) if os.path.exists(os.path.join(entry.path, PLAN))] \
+            if os.path.isdir(root) else []
+        if not found:
+            raise UserError(f"there is no evaluation in {root}; `eval_supernet.py run` begins one")
+        return cls(max(found, key=lambda folder: os.stat(folder).st_mtime))
+
+    def chunks(self):
+        """(first, last) image of each chunk, last not included."""
+        size, images = self.plan["chunk"], self.plan["images"]
+        return [(first, min(first + size, images)) for first in range(0, images, size)]
+
+    def statistics_pieces(self):
+        return [f"statistics-{shard:04d}" for shard in range(self.plan["shards"])]
+
+    def counts_pieces(self, chunk=None):
+        """Names of the counts pieces: of one (first, last), or of all chunks in order."""
+        return [f"counts-{first:07d}-{last:07d}-{shard:04d}" for first, last in ([chunk] if chunk else self.chunks())
+                for shard in range(self.plan["shards"])]
+
+    def path(self, piece):
+        return os.path.join(self.folder, piece + ".npy")
+
+    def has(self, piece):
+        return os.path.exists(self.path(piece))
+
+    def write(self, piece, array):
+        with files.replacing(self.path(piece)) as temporary:
+            np.save(temporary, array)
+
+    def read(self, piece, mapped=False):
+        try:
+            return np.load(self.path(piece), mmap_mode="r" if mapped else None)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"the piece {self.path(piece)} is not readable ({error}); delete it and it is computed "
+                            "again") from error
+
+    def progress(self):
+        """(chunks done for all archs, counts pieces done, counts pieces in all, pieces per second, or None)."""
+        done = [piece for piece in self.counts_pieces() if self.has(piece)]
+        chunks = [chunk for chunk in self.chunks() if all(map(self.has, self.counts_pieces(chunk)))]
+        times = sorted(os.stat(self.path(piece)).st_mtime for piece in done)
+        rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
+        return chunks, len(done), len(self.counts_pieces()), rate
+
+    def counts(self):
+        """Hits of every arch over the chunks that are done for all archs: (int64 [archs, 2], number of images)."""
+        total, images = np.zeros((len(self.plan["codes"]), 2), "int64"), 0
+        for first, last in self.progress()[0]:
+            for piece in self.counts_pieces((first, last)):
+                rows = self.read(piece)  # [archs of the shard, 3]: index in the list, top-1, top-5
+                total[rows[:, 0]] += rows[:, 1:]
+            images += last - first
+        return total, images
+
+
+@contextlib.contextmanager
+def claimed(path):
+    """Yield whether this process now holds `path`.lock; the system lets go of it however the process ends.
+
+    Where the file system knows no locks everybody holds it: work may be done twice then, with the same result.
+    """
+    with open(path + ".lock", "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path + ".lock")
+
+
+def work_off(journal, pieces, do, share):
+    """Yield the name of each piece once it is there, by `do(piece)` here or by another process.
+
+    share: (rank, ranks) of this process, to begin at different places. Goes on until all pieces are there: what a
+    lost process held is taken over by whoever is left.
+    """
+    rank, ranks = share
+    start = len(pieces) * rank // ranks
+    left = pieces[start:] + pieces[:start]
+    while left:
+        before = len(left)
+        for piece in list(left):
+            if not journal.has(piece):
+                with claimed(journal.path(piece)) as mine:
+                    if mine and not journal.has(piece):
+                        do(piece)
+            if journal.has(piece):
+                left.remove(piece)
+                yield piece
+        if len(left) == before:
+            time.sleep(0.5)  # the rest is in other hands
