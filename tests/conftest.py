@@ -8,6 +8,7 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the nets of the tests are too small to gain by threads, which only wait
 
 from resnet48.arch import FULL, POOL  # noqa: E402
 
