@@ -4,9 +4,12 @@ Images stay uint8 [N, 3, S, S] until they are on the device; `normalize` is the 
 sees is a pure function of (seed, epoch, image): the same for any number of workers, after any resume.
 """
 
+import contextlib
 import itertools
 import os
 import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,7 +18,7 @@ import paddle
 from PIL import Image
 
 from .errors import UserError
-from .runtime import progress
+from .runtime import STOP_SIGNALS, progress
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on the scale 0..1
@@ -274,22 +277,40 @@ def _collate(samples):
     return np.stack(pixels), np.array(labels, "int64"), np.array([-1, *itertools.chain(*bad)], "int64")  # never empty
 
 
-def _leave_signals_alone(_worker):
-    """The main process decides when to stop; its handlers, inherited by fork, would keep a worker from ending."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _follow_the_main_process(_worker):
+    """A worker ends when the main process says so or is gone, and not by a signal that is for the main process.
+
+    A shell, a batch system and `timeout` signal the whole process group; Paddle's own watch blocks on a queue.
+    """
+    def end_with(parent):
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+
+
+@contextlib.contextmanager
+def dead_workers_named():
+    """While batches are read: Paddle interrupts whatever runs with a `SystemError` when a worker dies."""
+    try:
+        yield
+    except SystemError as error:
+        raise UserError("a process that decodes training images has died: killed, or out of memory or of shared memory "
+                        "(/dev/shm); fewer --num_workers need less, 0 needs no process") from error
 
 
 def batches(images, first_step, last_step, batch_size, seed, rank, ranks, workers, report):
     """Yield (uint8 [batch_size, 3, S, S], int64 [batch_size]) for steps first_step .. last_step - 1 of a run.
 
     The steps of one epoch share out its images without repeats over all ranks. report(text): told about bad images.
-    Raises `UserError` when more than a few images are unreadable or a worker process dies.
+    Raises `UserError` when more than a few images are unreadable; see `dead_workers_named` too.
     """
     sampler = _Steps(len(images.train), first_step, last_step, batch_size, seed, rank, ranks)
     loader = paddle.io.DataLoader(_Views(images, seed), batch_sampler=sampler, collate_fn=_collate, num_workers=workers,
-                                  worker_init_fn=_leave_signals_alone)
+                                  worker_init_fn=_follow_the_main_process)
     loader = (batch for batch in loader)  # can be asked again at its end, which Paddle's own iterator cannot
     seen = set()
     try:
@@ -302,9 +323,6 @@ def batches(images, first_step, last_step, batch_size, seed, rank, ranks, worker
                 raise BadImage(f"too many training images of {images.name} are unreadable: {len(seen)} so far, "
                                f"allowed are {BAD_IMAGES_ALLOWED}")
             yield pixels, labels
-    except SystemError as error:
-        raise UserError("a process that decodes training images has died: killed, or out of memory or of shared memory "
-                        "(/dev/shm); fewer --num_workers need less, 0 needs no process") from error
     finally:
         # The loader ends its workers only when it is run to the end, so end the steps and take what is under way.
         sampler.ended = True

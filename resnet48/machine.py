@@ -3,10 +3,13 @@
 Each one only fills in what the environment does not say, so `NAME=value python3 ...` always wins.
 """
 
+import contextlib
+import ctypes
 import os
 import warnings
 
 CPU_INFO = "/proc/cpuinfo"
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3  # numbers of <malloc.h>
 
 
 def settings(environment, cpus, is_amd):
@@ -40,9 +43,18 @@ def cpu_count():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def _keep_memory():
+    """Tell glibc to keep freed memory instead of returning it: else every large temporary is mapped and zeroed anew."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(MALLOPT_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(MALLOPT_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
 def prepare():
     """Apply `settings` to this process and, through the environment, to its children."""
     import zlib  # noqa: F401  loaded before Paddle 2.6.2 brings its own copy, which crashes scikit-learn later
 
     warnings.filterwarnings("ignore", message="No ccache found")  # about compiling extensions, which nothing here does
+    _keep_memory()
     os.environ.update(settings(os.environ, cpu_count(), _is_amd()))

@@ -53,7 +53,7 @@ def fit(net, objective, archs_of_step, images, config, watch):
     batches = data.batches(images, state["step"], steps, config.batch_size, config.seed, rank, ranks,
                            config.num_workers, runtime.say)
     net.train()
-    with contextlib.closing(batches):
+    with data.dead_workers_named(), contextlib.closing(batches):
         for step in range(state["step"], steps):
             with meter.waiting():
                 pixels, labels = next(batches)
