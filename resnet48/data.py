@@ -306,7 +306,8 @@ def batches(images, first_step, last_step, batch_size, seed, rank, ranks, worker
     """Yield (uint8 [batch_size, 3, S, S], int64 [batch_size]) for steps first_step .. last_step - 1 of a run.
 
     The steps of one epoch share out its images without repeats over all ranks. report(text): told about bad images.
-    Raises `UserError` when more than a few images are unreadable; see `dead_workers_named` too.
+    Raises `UserError` when more than a few images are unreadable or a worker process dies; code that runs between
+    two batches needs `dead_workers_named` around it too.
     """
     sampler = _Steps(len(images.train), first_step, last_step, batch_size, seed, rank, ranks)
     loader = paddle.io.DataLoader(_Views(images, seed), batch_sampler=sampler, collate_fn=_collate, num_workers=workers,
@@ -314,15 +315,16 @@ def batches(images, first_step, last_step, batch_size, seed, rank, ranks, worker
     loader = (batch for batch in loader)  # can be asked again at its end, which Paddle's own iterator cannot
     seen = set()
     try:
-        for pixels, labels, bad in loader:
-            for index in bad.numpy()[1:].tolist():
-                if index not in seen:
-                    seen.add(index)
-                    report(f"skipped the unreadable image {images.train.name(index)} ({len(seen)} so far)")
-            if len(seen) > BAD_IMAGES_ALLOWED or (labels.numpy() == NO_GOOD_IMAGE).any():
-                raise BadImage(f"too many training images of {images.name} are unreadable: {len(seen)} so far, "
-                               f"allowed are {BAD_IMAGES_ALLOWED}")
-            yield pixels, labels
+        with dead_workers_named():
+            for pixels, labels, bad in loader:
+                for index in bad.numpy()[1:].tolist():
+                    if index not in seen:
+                        seen.add(index)
+                        report(f"skipped the unreadable image {images.train.name(index)} ({len(seen)} so far)")
+                if len(seen) > BAD_IMAGES_ALLOWED or (labels.numpy() == NO_GOOD_IMAGE).any():
+                    raise BadImage(f"too many training images of {images.name} are unreadable: {len(seen)} so far, "
+                                   f"allowed are {BAD_IMAGES_ALLOWED}")
+                yield pixels, labels
     finally:
         # The loader ends its workers only when it is run to the end, so end the steps and take what is under way.
         sampler.ended = True
