@@ -37,6 +37,7 @@ def decoded(split, indices, size, config, what):
     path = os.path.join(config.cache_dir, fingerprint(split, indices, size, config.skip_bad_images)[:32])
     pixels_path, labels_path = path + ".pixels.npy", path + ".labels.npy"
     files.require_writable(pixels_path)
+    os.makedirs(config.cache_dir, exist_ok=True)
     with _lock(path + ".lock"):
         if not os.path.exists(labels_path):  # written last
             with files.replacing(pixels_path) as temporary:

@@ -37,12 +37,13 @@ def replacing(path):
 
 
 def require_writable(path):
-    """Raise `UserError` now, before hours of work, if `path` could not be written later."""
+    """Raise `UserError` now, before hours of work, if `path` could not be written later. Makes nothing."""
     if os.path.isdir(path):
         raise UserError(f"cannot write {path}: it is a folder")
     folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(folder):  # missing folders will be made in the first one that is there
+        folder = os.path.dirname(folder)
     try:
-        os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

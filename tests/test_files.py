@@ -93,10 +93,9 @@ def test_a_value_that_is_not_json_leaves_the_old_file(tmp_path):
 
 # ---- require_writable
 
-def test_a_writable_path_passes_and_is_not_created(tmp_path):
-    files.require_writable(str(tmp_path / "a" / "list.json"))
-    assert os.listdir(tmp_path) == ["a"]
-    assert os.listdir(tmp_path / "a") == []
+def test_a_writable_path_passes_and_nothing_is_made_not_even_its_folder(tmp_path):
+    files.require_writable(str(tmp_path / "a" / "b" / "list.json"))
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_existing_file_passes_untouched(tmp_path):
