@@ -5,7 +5,7 @@ import os
 
 from resnet48 import checkpoint, config, data, evaluate, files, objectives, runtime, submission, train
 from resnet48.arch import FULL, ArchConfig
-from resnet48.errors import UserError, exit_on_user_error
+from resnet48.errors import exit_on_user_error
 from resnet48.models import ResNet48, Supernet, extract, zero_residuals
 
 RECIPE = os.path.join(config.HERE, "configs", "standalone.yaml")
@@ -51,6 +51,7 @@ def start(settings):
 
 def train_one(arch, images, settings):
     """Train one subnet; returns its top-1 in percent."""
+    train.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net = initial_net(arch, images, settings.pretrained, settings.zero_residuals)
     arguments = net, objectives.standalone, lambda step: [], images, settings

@@ -15,6 +15,7 @@ def run(settings):
     runtime.start(settings.device)
     runtime.say(config.dump(settings))
     images = data.load(settings)
+    train.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net, teacher = initial_nets(images, settings)
     sampled = SPACES[settings.space].narrowed(settings.channels(), settings.divisor)

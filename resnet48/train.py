@@ -89,12 +89,26 @@ def fit(net, objective, archs_of_step, images, config, watch):
                     if rank == 0:
                         saved = checkpoint.save(config.save_dir, net, optimizer, state, KEEP_CHECKPOINTS)
             if stopping:
-                runtime.say(f"stopped by {stop.name} after step {done} of {steps}; everything is in "
-                            f"{config.save_dir}, the same command with --resume auto goes on")
-                raise SystemExit(0)
+                _stop(stop, done, steps, config)
+        if watch and not state["accuracies"]:  # resumed at its end, and trained without a watch before
+            state["accuracies"] = watch(net)
     if rank == 0:
         checkpoint.publish(saved, config.save_dir)
+    if runtime.total([stop.asked])[0]:  # since the last step: whoever trains one net after the other must not go on
+        _stop(stop, steps, steps, config)
     return state["accuracies"]
+
+
+def _stop(stop, step, steps, config):
+    runtime.say(f"stopped by {stop.name} after step {step} of {steps}; everything is in {config.save_dir}, the same "
+                "command with --resume auto goes on")
+    raise SystemExit(0)
+
+
+def require_runnable(images, config):
+    """Raise `UserError` now, before images are decoded, for a run that could not take a step or keep anything."""
+    files.require_writable(os.path.join(config.save_dir, "config.yaml"))
+    data.steps_per_epoch(images, config.batch_size, runtime.ranks())
 
 
 def dry_run(net, objective, archs_of_step, images, config, watch_of):
