@@ -29,7 +29,7 @@ class DescribeConfig(config.SpaceConfig):
 class SampleConfig:
     count: int | None = option(None, "how many archs, all with different codes", least=1)
     space: str = option("pool", "which subnets are sampled: pool (as published) or full", choices=tuple(SPACES))
-    seed: int = option(0, "of the random choice", least=0)
+    seed: int = option(0, "of the random choice", least=0, most=config.MOST_SEED)
     output: str = option("", "arch list to write, in the official JSON format")
 
 

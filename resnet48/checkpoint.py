@@ -148,12 +148,11 @@ def _read_file(path):
     weights = canonical(_load(path))
     beside = os.path.join(os.path.dirname(path), STATE) if os.path.basename(path) == WEIGHTS \
         else path[:-len(".pdparams")] + ".json"
-    if os.path.isfile(beside):
-        state = files.read_json(beside, "the state of the checkpoint")
-        if isinstance(state, dict) and "sha256" in state and state["sha256"].get(WEIGHTS) != files.sha256_of(path):
-            raise CheckpointError(f"the checkpoint {path} is torn: it is not what {beside} describes")
-    else:
+    state = files.read_json(beside, "the state of the checkpoint") if os.path.isfile(beside) else {}
+    if not isinstance(state, dict) or "net" not in state:  # weights of another program, whatever the file beside is
         state = {"net": _recognise(weights, path)}
+    elif "sha256" in state and state["sha256"].get(WEIGHTS) != files.sha256_of(path):
+        raise CheckpointError(f"the checkpoint {path} is torn: it is not what {beside} describes")
     return Checkpoint(path, path, weights, {}, state)
 
 
@@ -164,7 +163,7 @@ def _load(path):
             IndexError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a Paddle checkpoint, or is torn: {str(error).splitlines()[0]}"
                               if str(error) else f"{path} is not a Paddle checkpoint, or is torn") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(f"{path} does not hold named weights, but a {type(content).__name__}")
     return content
 
@@ -217,6 +216,12 @@ def build_supernet(found):
     if not isinstance(net, models.Supernet):
         raise CheckpointError(f"{found.path} holds the standalone net {net.arch.code}, not a supernet")
     return net
+
+
+def fits(net, weights):
+    """Whether names and shapes are exactly the net's."""
+    return {name: list(value.shape) for name, value in net.state_dict().items()} == \
+        {name: list(np.shape(value)) for name, value in weights.items()}
 
 
 def load_weights(net, weights, path):

@@ -17,6 +17,7 @@ import yaml
 
 from .errors import UserError
 
+MOST_SEED = 2 ** 32 - 1  # what all generators take
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -72,7 +73,7 @@ class TrainConfig(SpaceConfig, DataConfig):
     save_freq: int = option(1, "epochs between checkpoints", least=1)
     eval_freq: int = option(1, "epochs between evaluations while training (0: only the last)", least=0)
     log_freq: int = option(100, "steps between log lines", least=1)
-    seed: int = option(0, "of everything random", least=0)
+    seed: int = option(0, "of everything random", least=0, most=MOST_SEED)
     device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
     dry_run: bool = option(False, "two steps, a checkpoint, a reload and one evaluation, to see that all is well")
 
@@ -109,7 +110,7 @@ class ListConfig:
     limit: int | None = option(None, "only the first N archs: a partial submission", least=1)
     every: int = option(1, "only every K-th arch of the list", least=1)
     keys: str | None = option(None, "only the archs with these keys, such as arch1,arch17")
-    chunk: str = option("auto", "images that are walked through the tree at once, or auto")
+    chunk: int | None = option(None, "images that are walked through the tree at once [as memory and time allow]", least=1)
 
 
 @dataclass
@@ -122,7 +123,7 @@ class EvalConfig(DataConfig, ListConfig):
     amp: str = option("none", "half precision on a GPU: fp16 or bf16", choices=("none", "fp16", "bf16"))
     one_by_one: bool = option(False, "run each arch on its own: the slow reference")
     batch_size: int = option(256, "validation images at a time with --one_by_one", least=1)
-    seed: int = option(0, "of the choice of images", least=0)
+    seed: int = option(0, "of the choice of images", least=0, most=MOST_SEED)
     device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
     dry_run: bool = option(False, "two archs on a few images; writes nothing")
 
@@ -149,7 +150,7 @@ class ScoreConfig:
     truth: str = option("", "file in the same format with accuracies of nets trained on their own")
     report: str | None = option(None, "also write the score sheet to this Markdown file")
     plot: str | None = option(None, "also draw both rankings into this PNG file")
-    seed: int = option(0, "of the bootstrap", least=0)
+    seed: int = option(0, "of the bootstrap", least=0, most=MOST_SEED)
 
 
 @dataclass
@@ -165,7 +166,7 @@ class ExportConfig(DataConfig):
     arch: str = option("", "arch code of the subnet to export")
     output: str = option("output/subnet", "path of the inference model, without ending")
     calib_images: int = option(512, "training images for the batch-norm statistics of the subnet", least=1)
-    seed: int = option(0, "of the choice of calibration images", least=0)
+    seed: int = option(0, "of the choice of calibration images", least=0, most=MOST_SEED)
 
 
 def command_line(description, commands, argv=None):
@@ -202,6 +203,9 @@ def build(config_class, values):
     hints = typing.get_type_hints(config_class)
     fields = {item.name: item for item in dataclasses.fields(config_class)}
     checked = {name: _check(name, value, hints[name], fields[name].metadata) for name, value in values.items()}
+    for name, value in checked.items():
+        if value == "" != fields[name].default:  # as from `--image_dir "$UNSET"`, which must not mean: without it
+            raise UserError(f"--{name} is empty: {fields[name].metadata['help']}")
     return config_class(**checked)
 
 

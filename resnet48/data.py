@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 from PIL import Image
 
 from .errors import UserError
@@ -204,9 +205,10 @@ def view(split, index, make, *arguments):
 
 def normalize(images):
     """uint8 [N, 3, S, S] on any device to float32 with ImageNet's mean and deviation taken out."""
-    mean = paddle.to_tensor([255 * value for value in MEAN], "float32").reshape([1, 3, 1, 1])
-    scale = paddle.to_tensor([1 / (255 * value) for value in STD], "float32").reshape([1, 3, 1, 1])
-    return (images.astype("float32") - mean) * scale
+    mean = paddle.to_tensor([255 * value for value in MEAN], "float32")
+    variance = paddle.to_tensor([(255 * value) ** 2 for value in STD], "float32")
+    # The batch-norm kernel, because broadcasting is tens of times slower on a CPU.
+    return F.batch_norm(images.astype("float32"), mean, variance, training=False, epsilon=0.0)
 
 
 # --- training batches -------------------------------------------------------------------------------------------------

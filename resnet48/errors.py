@@ -13,12 +13,17 @@ class UserError(ValueError):
 def exit_on_user_error(main):
     """Run `main()`; print a `UserError` as one sentence on standard error and exit with code 2.
 
-    An interrupt from the keyboard ends it without a stack trace too, with the code that shells give it.
+    An interrupt from the keyboard ends it without a stack trace too, with the code that shells give it, and so does
+    memory that does not suffice, on the host or on a GPU.
     """
     try:
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except MemoryError:
+        print("error: out of memory; a smaller --batch_size, --image_size or --chunk needs less", file=sys.stderr,
+              flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

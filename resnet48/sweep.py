@@ -34,9 +34,8 @@ def open_journal(root, digest, entries, images, net, config):
     archs = [entry.arch for entry in entries]
     shards = -(-len(archs) // ARCHS_PER_SHARD)
     pixels, _ = validation(images, order, config)  # fewer than asked for where unreadable ones are left out
-    chunk = config.chunk if config.chunk != "auto" else choose_chunk(archs, shards, len(pixels), images.size,
-                                                                     net.num_classes)
-    return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], len(pixels), int(chunk), shards,
+    chunk = config.chunk or choose_chunk(archs, shards, len(pixels), images.size, net.num_classes)
+    return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], len(pixels), chunk, shards,
                         config.fresh)
 
 
@@ -150,7 +149,7 @@ def plan_text(archs, image_size, images, num_classes, space, chunk, ranks, calib
     whole, single = tree.cost(steps, image_size, num_classes), tree.alone(archs, image_size, num_classes)
     shards = -(-len(archs) // ARCHS_PER_SHARD)
     parts = [tree.cost(part, image_size, num_classes) for part in tree.shards(steps, shards)]
-    chunk = choose_chunk(archs, shards, images, image_size, num_classes) if chunk == "auto" else int(chunk)
+    chunk = chunk or choose_chunk(archs, shards, images, image_size, num_classes)
     measured = "" if rate else ", measured on a few of these archs"
     rate = rate or measured_rate(archs, image_size, num_classes, space)
     macs = sum(part.macs for part in parts)

@@ -231,10 +231,11 @@ class _Stopwatch:
 
 def _line(row, max_epoch):
     losses = "  ".join(f"{role} {loss:.4f}" for role, loss in row["losses"].items())
-    left = time.strftime("%H:%M:%S", time.gmtime(row["seconds_left"]))
-    days = f"{int(row['seconds_left'] // 86400)} d " if row["seconds_left"] >= 86400 else ""
+    minutes, seconds = divmod(int(row["seconds_left"]), 60)
+    days, hours = divmod(minutes // 60, 24)
+    left = f"{f'{days} d ' if days else ''}{hours:02}:{minutes % 60:02}:{seconds:02}"
     return (f"epoch {row['epoch']:.2f}/{max_epoch}  step {row['step']}  {losses}  lr {row['lr']:.4g}  "
-            f"{row['images_per_s']:.0f} images/s  data wait {row['data_wait']:.0%}  left {days}{left}")
+            f"{row['images_per_s']:.0f} images/s  data wait {row['data_wait']:.0%}  left {left}")
 
 
 class _Table:

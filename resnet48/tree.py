@@ -59,7 +59,7 @@ class Cost(NamedTuple):
     """What a walk costs. macs: multiply-adds per image of the whole walk, classifiers included.
 
     nodes: blocks and stems. path_bytes: float32 activations per image that are alive at the deepest point, the
-    largest temporary ones included. statistics_bytes: scale and shift of every batch norm of every node.
+    largest temporary ones included. statistics_bytes: mean and variance of every batch norm of every node.
     """
 
     macs: int

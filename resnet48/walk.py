@@ -11,36 +11,33 @@ from .arch import HEAD, Stem
 
 
 class Tape:
-    """Scale and shift of every batch norm that a walk meets, in the order in which it meets them.
+    """The statistics of every batch norm that a walk meets, in the order in which it meets them.
 
-    A batch norm in evaluation is y * scale + shift per channel. values: float32, scale then shift of one layer after
-    the other; a walk over the same steps reads them in the order in which `Measuring` wrote them.
+    values: float32, mean then variance of one layer after the other; a walk over the same steps reads them in the order
+    in which `Measuring` wrote them.
     """
 
     def __init__(self, values):
         self.values, self.position = values, 0
 
-    def __call__(self, y, _layer):
+    def __call__(self, y, layer):
         width = y.shape[1]
         end = self.position + 2 * width
-        scale, shift = paddle.to_tensor(self.values[self.position:end]).reshape([2, 1, width, 1, 1])
+        mean, variance = paddle.to_tensor(self.values[self.position:end]).reshape([2, width])
         self.position = end
-        return y * scale.astype(y.dtype) + shift.astype(y.dtype)
+        return layers.normalise(y, layer, mean, variance)
 
 
 class Measuring:
-    """Computes the statistics of each layer over the batch, as `layers.Statistics` does, and keeps scale and shift."""
+    """Computes the statistics of each layer over the batch, as `layers.Statistics` does, and keeps them in order."""
 
     def __init__(self):
         self.parts = []
 
     def __call__(self, y, layer):
         mean, variance = layers.moments(y)
-        width = y.shape[1]
-        scale = layer.weight[:width] / paddle.sqrt(variance + layer._epsilon)
-        shift = layer.bias[:width] - mean * scale
-        self.parts += [scale.numpy(), shift.numpy()]
-        return y * scale.reshape([1, -1, 1, 1]) + shift.reshape([1, -1, 1, 1])
+        self.parts += [mean.numpy(), variance.numpy()]
+        return layers.normalise(y, layer, mean, variance)
 
     def values(self):
         """What a `Tape` reads."""
@@ -50,9 +47,7 @@ class Measuring:
 def inherited(y, layer):
     """Normalise with the running statistics inside the net: those of whatever subnets trained last."""
     width = y.shape[1]
-    scale = layer.weight[:width] / paddle.sqrt(layer._variance[:width] + layer._epsilon)
-    shift = layer.bias[:width] - layer._mean[:width] * scale
-    return y * scale.reshape([1, -1, 1, 1]).astype(y.dtype) + shift.reshape([1, -1, 1, 1]).astype(y.dtype)
+    return layers.normalise(y, layer, layer._mean[:width], layer._variance[:width])
 
 
 class Weights:
