@@ -5,8 +5,8 @@ import os
 
 from resnet48 import checkpoint, config, data, evaluate, files, objectives, runtime, submission, train
 from resnet48.arch import FULL, ArchConfig
-from resnet48.errors import exit_on_user_error
-from resnet48.models import ResNet48, Supernet, extract, zero_residuals
+from resnet48.errors import UserError, exit_on_user_error
+from resnet48.models import ResNet48, extract, zero_residuals
 
 RECIPE = os.path.join(config.HERE, "configs", "standalone.yaml")
 
@@ -66,19 +66,22 @@ def train_one(arch, images, settings):
 
 def initial_net(arch, images, path, zero_start=False):
     """The subnet with new weights, or with those at `path`, which may also be a supernet's."""
+    net = ResNet48(arch, len(images.classes))
     if not path:
-        net = ResNet48(arch, len(images.classes))
         if zero_start:
             zero_residuals(net)
         return net
     found = checkpoint.read(path)
-    net = checkpoint.build(found) if found.state["net"]["kind"] == "supernet" else None
-    if not isinstance(net, Supernet):
-        net = ResNet48(arch, len(images.classes))
+    if found.state["net"]["kind"] == "standalone" or checkpoint.fits(net, found.weights):
         checkpoint.load_weights(net, found.weights, path)
         return net
-    checkpoint.require_classes(net, images, path)
-    return extract(net, arch)
+    supernet = checkpoint.build_supernet(found)
+    checkpoint.require_classes(supernet, images, path)
+    if ArchConfig.parse(arch.code, supernet.space) != arch:
+        widths = ",".join(map(str, supernet.space.base_channels))
+        raise UserError(f"{path} is a supernet of other widths; it needs --base_channels {widths} "
+                        f"--divisor {supernet.space.divisor}")
+    return extract(supernet, arch)
 
 
 def main(argv=None):

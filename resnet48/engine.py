@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 
 DENSE_UP_TO = 2  # pixels: a 3x3 convolution of a map this small is one matrix over all its inputs and outputs
 DENSE_ONCE_UP_TO = 1  # the same where the matrix is made for one call, and its gradient taken apart again
-UNFOLD_UP_TO = 4  # pixels: above, the library's own convolution is faster
+UNFOLD_UP_TO = 8  # pixels: above, the library's own convolution is faster
 
 
 def conv2d(x, weight, stride=1):
@@ -25,7 +25,7 @@ def convolution(weight, size, stride=1, dense_up_to=DENSE_UP_TO):
     On a GPU always the library's own. On a CPU, for the 3x3 convolutions on small maps of the late stages:
     - up to 2 x 2, one matrix product of all inputs of an image with all its outputs. It leaves out what would be
       multiplied with padding: 8/9 of the work at 1 x 1, 5/9 at 2 x 2.
-    - up to 4 x 4, unfolding and one product per image.
+    - up to 8 x 8, unfolding and one product per image.
     """
     kernel = weight.shape[-1]
     if weight.place.is_cpu_place() and kernel == 3:
