@@ -18,10 +18,12 @@ set --
 if [ -n "${IMAGE_DIR:-}" ]; then
     OUTPUT=${OUTPUT:-output/supernet}
     CONFIG=${CONFIG:-configs/sandwich.yaml}
+    SPACE=pool
     set -- --image_dir "$IMAGE_DIR"
 else
     OUTPUT=${OUTPUT:-output/digits}
     CONFIG=${CONFIG:-configs/digits.yaml}
+    SPACE=full
 fi
 
 launch=$PYTHON
@@ -45,7 +47,7 @@ $launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" "$@"
 
 if [ -z "${ARCHS:-}" ]; then
     ARCHS=$OUTPUT/archs.json
-    [ -f "$ARCHS" ] || "$PYTHON" -m resnet48 sample 200 --output "$ARCHS" || exit $?
+    [ -f "$ARCHS" ] || "$PYTHON" -m resnet48 sample 200 --space $SPACE --output "$ARCHS" || exit $?
 fi
 step "evaluating $ARCHS"
 "$PYTHON" eval_supernet.py run --checkpoint "$OUTPUT/train" --archs "$ARCHS" --output "$OUTPUT/submission.json" "$@" ||

@@ -45,6 +45,8 @@ def cpu_count():
 
 def _keep_memory():
     """Tell glibc to keep freed memory instead of returning it: else every large temporary is mapped and zeroed anew."""
+    if os.environ.get("RESNET48_KEEP_MEMORY") == "0":
+        return
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(MALLOPT_MMAP_THRESHOLD, 1 << 30)

@@ -1,0 +1,55 @@
+"""What the benchmarks share: the machine as it comes, children with other settings, the best rate of the machine."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+#: The environment without the settings of resnet48/machine.py, but with the same threads.
+STOCK = {"MKL_DEBUG_CPU_TYPE": "0", "RESNET48_KEEP_MEMORY": "0"}
+
+
+def child(program, arguments, environment):
+    """Run `program` again with these arguments in an environment; the last line it prints, as JSON."""
+    done = subprocess.run([sys.executable, program, *map(str, arguments)], env={**os.environ, **environment},
+                          stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def best_rate():
+    """FLOP per second of the machine's best matrix product: 2048 x 2048, the best of ten."""
+    import paddle
+    a, best = paddle.randn([2048, 2048]), 0
+    for _ in range(10):
+        started = time.perf_counter()
+        paddle.matmul(a, a)
+        best = max(best, 2 * 2048 ** 3 / (time.perf_counter() - started))
+    return best
+
+
+def seconds(run, times):
+    """The shortest of some runs, after one to warm up: the others were disturbed."""
+    run()
+    best = float("inf")
+    for _ in range(times):
+        started = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def machine():
+    """Processor, cores, versions, in a line."""
+    import paddle
+    from resnet48.machine import cpu_count
+    name = "unknown processor"
+    with open("/proc/cpuinfo") as info:
+        for line in info:
+            if line.startswith("model name"):
+                name = line.split(":")[1].strip()
+                break
+    return f"{name}, {cpu_count()} cores, Paddle {paddle.__version__}, {time.strftime('%Y-%m-%d')}"
