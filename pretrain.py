@@ -20,7 +20,7 @@ def run(settings):
     if settings.mode != "eval":
         return train_one(arch, images, settings)
     path = settings.pretrained or settings.save_dir
-    net = initial_net(arch, images, path)
+    net = initial_net(arch, images, path, settings)
     accuracy = evaluate.watch_standalone(images, settings)(net)["val"]
     runtime.say(f"top-1 of {arch.code} from {path}: {accuracy:.2f} % of {len(images.val)} validation images")
 
@@ -53,7 +53,7 @@ def train_one(arch, images, settings):
     """Train one subnet; returns its top-1 in percent."""
     train.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
-    net = initial_net(arch, images, settings.pretrained, settings.zero_residuals)
+    net = initial_net(arch, images, settings.pretrained, settings)
     arguments = net, objectives.standalone, lambda step: [], images, settings
     if settings.dry_run:
         return train.dry_run(*arguments, lambda few: evaluate.watch_standalone(few, settings))["val"]
@@ -64,11 +64,11 @@ def train_one(arch, images, settings):
         return accuracies["val"]
 
 
-def initial_net(arch, images, path, zero_start=False):
+def initial_net(arch, images, path, settings):
     """The subnet with new weights, or with those at `path`, which may also be a supernet's."""
     net = ResNet48(arch, len(images.classes))
     if not path:
-        if zero_start:
+        if settings.zero_residuals:
             zero_residuals(net)
         return net
     found = checkpoint.read(path)
@@ -81,7 +81,10 @@ def initial_net(arch, images, path, zero_start=False):
         widths = ",".join(map(str, supernet.space.base_channels))
         raise UserError(f"{path} is a supernet of other widths; it needs --base_channels {widths} "
                         f"--divisor {supernet.space.divisor}")
-    return extract(supernet, arch)
+    net = extract(supernet, arch)
+    # The running statistics of a supernet are those of no subnet.
+    evaluate.calibrate_alone(net, evaluate.calibration_images(images, settings))
+    return net
 
 
 def main(argv=None):

@@ -110,7 +110,7 @@ class ListConfig:
     limit: int | None = option(None, "only the first N archs: a partial submission", least=1)
     every: int = option(1, "only every K-th arch of the list", least=1)
     keys: str | None = option(None, "only the archs with these keys, such as arch1,arch17")
-    chunk: int | None = option(None, "images that are walked through the tree at once [as memory and time allow]", least=1)
+    chunk: int | None = option(None, "images walked through the tree at once [as memory and time allow]", least=1)
 
 
 @dataclass
