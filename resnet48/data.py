@@ -6,6 +6,7 @@ sees is a pure function of (seed, epoch, image): the same for any number of work
 
 import contextlib
 import itertools
+import multiprocessing
 import os
 import signal
 import threading
@@ -300,8 +301,22 @@ def dead_workers_named():
     try:
         yield
     except SystemError as error:
+        # Nobody will tell the other workers to end, and they ignore the signal that Python sends at exit and waits for.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for worker in multiprocessing.active_children():
+            worker.kill()
         raise UserError("a process that decodes training images has died: killed, or out of memory or of shared memory "
                         "(/dev/shm); fewer --num_workers need less, 0 needs no process") from error
+
+
+def _loader(views, sampler, workers):
+    """Collated batches as tensors. A generator, so that it can be asked again at its end."""
+    if workers:
+        yield from paddle.io.DataLoader(views, batch_sampler=sampler, collate_fn=_collate, num_workers=workers,
+                                        worker_init_fn=_follow_the_main_process)
+    else:  # not through Paddle, whose loader starts threads even then
+        for keys in sampler:
+            yield [paddle.to_tensor(part) for part in _collate([views[key] for key in keys])]
 
 
 def batches(images, first_step, last_step, batch_size, seed, rank, ranks, workers, report):
@@ -312,10 +327,7 @@ def batches(images, first_step, last_step, batch_size, seed, rank, ranks, worker
     two batches needs `dead_workers_named` around it too.
     """
     sampler = _Steps(len(images.train), first_step, last_step, batch_size, seed, rank, ranks)
-    loader = paddle.io.DataLoader(_Views(images, seed), batch_sampler=sampler, collate_fn=_collate, num_workers=workers,
-                                  worker_init_fn=_follow_the_main_process)
-    loader = (batch for batch in loader)  # can be asked again at its end, which Paddle's own iterator cannot
-    seen = set()
+    loader, seen = _loader(_Views(images, seed), sampler, workers), set()
     try:
         with dead_workers_named():
             for pixels, labels, bad in loader:
