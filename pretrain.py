@@ -72,7 +72,8 @@ def initial_net(arch, images, path, settings):
             zero_residuals(net)
         return net
     found = checkpoint.read(path)
-    if found.state["net"]["kind"] == "standalone" or checkpoint.fits(net, found.weights):
+    foreign = "sha256" not in found.state  # of another program, and a net on its own if it fits
+    if found.state["net"]["kind"] == "standalone" or foreign and checkpoint.fits(net, found.weights):
         checkpoint.load_weights(net, found.weights, path)
         return net
     supernet = checkpoint.build_supernet(found)

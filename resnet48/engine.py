@@ -11,6 +11,7 @@ DENSE_ONCE_UP_TO = 1  # the same where the matrix is made for one call, and its 
 UNFOLD_UP_TO = 8  # pixels: above, the library's own convolution is faster
 
 
+@paddle.jit.not_to_static  # an export records what it does, there is nothing in it to translate
 def conv2d(x, weight, stride=1):
     """Convolution without bias, padded so that stride 1 keeps the size.
 
@@ -22,13 +23,14 @@ def conv2d(x, weight, stride=1):
 def convolution(weight, size, stride=1, dense_up_to=DENSE_UP_TO):
     """`conv2d` for inputs of `size` x `size` pixels as a function of x, with the weight laid out once for many calls.
 
-    On a GPU always the library's own. On a CPU, for the 3x3 convolutions on small maps of the late stages:
+    On a GPU, and in an export, always the library's own. On a CPU, for the 3x3 convolutions on small maps of the late
+    stages:
     - up to 2 x 2, one matrix product of all inputs of an image with all its outputs. It leaves out what would be
       multiplied with padding: 8/9 of the work at 1 x 1, 5/9 at 2 x 2.
     - up to 8 x 8, unfolding and one product per image.
     """
     kernel = weight.shape[-1]
-    if weight.place.is_cpu_place() and kernel == 3:
+    if paddle.in_dynamic_mode() and weight.place.is_cpu_place() and kernel == 3:
         if size <= dense_up_to:
             return _dense(weight, size, stride)
         if size <= UNFOLD_UP_TO:
