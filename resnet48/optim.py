@@ -40,21 +40,32 @@ def state_by_name(net, optimizer):
     Paddle keys it by tensor names that count through the process, so they fit only a process that built the same
     nets in the same order.
     """
-    state, named = {}, {}
-    for key, value in optimizer.state_dict().items():
-        named[key] = value
-    for name, parameter in net.named_parameters():
-        for key, value in named.items():
-            if key.startswith(parameter.name + "_") and hasattr(value, "numpy"):
-                state[f"{name}/{key[len(parameter.name) + 1:]}"] = value.numpy()
-    return state
+    return {name: value.numpy() for name, value in _tensors_by_name(net, optimizer).items()}
 
 
 def load_state(net, optimizer, state):
-    """The inverse of `state_by_name`. Raises `KeyError` for names that the net does not have."""
-    tensor_names = {name: parameter.name for name, parameter in net.named_parameters()}
-    restored = {}
-    for key, value in state.items():
-        name, suffix = key.rsplit("/", 1)
-        restored[f"{tensor_names[name]}_{suffix}"] = paddle.to_tensor(value)
-    optimizer.set_state_dict(restored)
+    """The inverse of `state_by_name`, into a new optimizer. Raises `KeyError` for names that the net does not have.
+
+    Parameters that had no gradient yet have no state; they get the zeros that they would have begun with.
+    """
+    # Paddle makes a parameter's state at its first gradient; until then it would neither load nor save it. So give
+    # every one a gradient, and take a step at rate 0, which moves nothing.
+    sum(parameter.sum() * 0 for parameter in trainable(net)).backward()
+    optimizer.set_lr(0.0)
+    optimizer.step()
+    optimizer.clear_grad(set_to_zero=False)
+    tensors = _tensors_by_name(net, optimizer)
+    for name in state.keys() - tensors.keys():
+        raise KeyError(name)
+    for name, tensor in tensors.items():
+        tensor.set_value(state[name] if name in state else paddle.zeros_like(tensor))
+
+
+def _tensors_by_name(net, optimizer):
+    state, tensors = optimizer.state_dict(), {}
+    for name, parameter in net.named_parameters():
+        for key, value in state.items():
+            if key.startswith(parameter.name + "_") and isinstance(value, paddle.Tensor):
+                what = key[len(parameter.name) + 1:].rsplit("_", 1)[0]  # without how many optimizers there have been
+                tensors[f"{name}/{what}_0"] = value
+    return tensors
