@@ -10,6 +10,7 @@ from typing import NamedTuple
 from .arch import Stem
 
 BYTES = 4  # of a float32
+SMALL_MAP = 8  # pixels: on maps up to this `engine` copies each input of a 3x3 convolution 9 times
 
 
 class Step(NamedTuple):
@@ -58,8 +59,8 @@ def nodes(steps):
 class Cost(NamedTuple):
     """What a walk costs. macs: multiply-adds per image of the whole walk, classifiers included.
 
-    nodes: blocks and stems. path_bytes: float32 activations per image that are alive at the deepest point, the
-    largest temporary ones included. statistics_bytes: mean and variance of every batch norm of every node.
+    nodes: blocks and stems. path_bytes: float32 activations per image that are alive at the worst point, the image
+    and all temporary ones included. statistics_bytes: mean and variance of every batch norm of every node.
     """
 
     macs: int
@@ -70,7 +71,9 @@ class Cost(NamedTuple):
 
 def cost(steps, image_size, num_classes):
     """The `Cost` of a walk over images of image_size pixels."""
-    macs = statistics = deepest = 0
+    macs = statistics = 0
+    image = 3 * image_size ** 2 * BYTES
+    most = 2 * image + image // BYTES  # while it is normalised
     path = []  # (output size in pixels, bytes of the activations) of each node
     for step in steps:
         del path[step.kept:]
@@ -79,12 +82,14 @@ def cost(steps, image_size, num_classes):
             macs += sum(conv.macs for conv in found)
             width = node.out_width
             statistics += sum(2 * conv.out_width * BYTES for conv in found)
-            # Within a block at most the input, the inner features, their normalised copy and the shortcut are alive.
-            largest = max(conv.out_width * conv.size ** 2 for conv in found) * BYTES
+            # Beside the path, in which the output stands for the features that wait for the shortcut: what a
+            # convolution gives and two steps of its normalisation, or what it gives and copies of what it reads.
+            temporary = max(max(3 * conv.out_width, conv.out_width + 9 * conv.in_width * (conv.size <= SMALL_MAP))
+                            * conv.size ** 2 for conv in found) * BYTES
             path.append((size, width * size ** 2 * BYTES))
-            deepest = max(deepest, sum(part for _, part in path) + 3 * largest)
+            most = max(most, image + sum(part for _, part in path) + temporary)
         macs += width * num_classes
-    return Cost(macs, nodes(steps), deepest, statistics)
+    return Cost(macs, nodes(steps), most, statistics)
 
 
 def alone(archs, image_size, num_classes):
