@@ -24,7 +24,10 @@ def run(settings):
     checkpoint.require_classes(net, images, settings.checkpoint)
     if settings.dry_run:
         return dry_run(net, digest, chosen, images, settings)
-    counts, total = evaluated(net, digest, chosen, images, settings, journal_root(settings.output))
+    root = journal_root(settings.output)
+    with runtime.stoppable("nothing is kept of --one_by_one" if settings.one_by_one else
+                           f"what is finished is kept in {root}, the same command goes on"):
+        counts, total = evaluated(net, digest, chosen, images, settings, root)
     about = {"net": checkpoint.describe(net), "image_size": images.size, "settings": dataclasses.asdict(settings),
              "versions": runtime.versions()}
     runtime.say(submission.hand_in(settings.output, settings.archs, digest, entries, chosen, counts, total, about))
@@ -36,8 +39,7 @@ def evaluated(net, digest, entries, images, settings, root):
     if settings.one_by_one:
         return sweep.counts_one_by_one(net, archs, images, settings)
     journal = sweep.open_journal(root, digest, entries, images, net, settings)
-    sweep.run(net, journal, archs, images, settings)
-    return journal.counts()
+    return sweep.run(net, journal, archs, images, settings)
 
 
 def dry_run(net, digest, entries, images, settings):
@@ -64,7 +66,7 @@ def status(settings):
     journal = Journal.newest(journal_root(settings.output))
     print(sweep.status_text(journal))
     if settings.write:
-        print(submission.write_so_far(settings.write, journal.plan["codes"], *journal.counts()))
+        print(submission.write_so_far(settings.write, journal.plan["codes"], *journal.counts(), journal.plan["images"]))
 
 
 def journal_root(output):

@@ -1,10 +1,13 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+
+import numpy as np
 
 from .errors import UserError
 
@@ -34,6 +37,23 @@ def replacing(path):
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Wait for, then hold, a lock file that the system lets go of however the process ends.
+
+    Missing folders are made. Raises `UserError` where the file cannot be written.
+    """
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        file = open(path, "w")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    with file as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
 
 
 def require_writable(path):
@@ -89,6 +109,20 @@ def read_json(path, what):
         raise UserError(f"{what} {path} is not a text file: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{what} {path} is not JSON: {error.msg} in line {error.lineno}") from error
+    except RecursionError as error:
+        raise UserError(f"{what} {path} is nested too deeply to be read") from error
+    except UserError:
+        raise
+    except ValueError as error:  # Python refuses to convert a whole number of thousands of digits
+        raise UserError(f"{what} {path} holds a number that is too long to be read") from error
+
+
+def read_array(path, mapped=False):
+    """The array in a .npy file that can be made again. Raises `UserError` for one that is missing or torn."""
+    try:
+        return np.load(path, mmap_mode="r" if mapped else None)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not readable ({error}); delete it and it is made again") from error
 
 
 def sha256_of(path):

@@ -38,11 +38,12 @@ class Journal:
         """
         text = json.dumps({"format": FORMAT, "inputs": inputs, "codes": codes, "images": images}, sort_keys=True)
         folder = os.path.join(root, hashlib.sha256(text.encode()).hexdigest()[:16])
-        if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.exists(os.path.join(folder, PLAN)):
-            files.write_json(os.path.join(folder, PLAN), {"inputs": inputs, "codes": codes, "images": images,
-                                                          "chunk": chunk, "shards": shards})
+        with files.locked(folder + ".lock"):  # those who begin at once work with one and the same chunk
+            if fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(os.path.join(folder, PLAN)):
+                files.write_json(os.path.join(folder, PLAN), {"inputs": inputs, "codes": codes, "images": images,
+                                                              "chunk": chunk, "shards": shards})
         return cls(folder)
 
     @classmethod
@@ -78,11 +79,7 @@ class Journal:
             np.save(temporary, array)
 
     def read(self, piece, mapped=False):
-        try:
-            return np.load(self.path(piece), mmap_mode="r" if mapped else None)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"the piece {self.path(piece)} is not readable ({error}); delete it and it is computed "
-                            "again") from error
+        return files.read_array(self.path(piece), mapped)
 
     def progress(self):
         """(chunks done for all archs, counts pieces done, counts pieces in all, pieces per second, or None)."""
@@ -109,7 +106,11 @@ def claimed(path):
 
     Where the file system knows no locks everybody holds it: work may be done twice then, with the same result.
     """
-    with open(path + ".lock", "w") as lock:
+    try:
+        file = open(path + ".lock", "w")
+    except OSError as error:
+        raise UserError(f"cannot go on in {os.path.dirname(path)}: {error.strerror}") from error
+    with file as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

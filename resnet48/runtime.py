@@ -1,5 +1,6 @@
 """The process and its peers: device, ranks, reductions, messages, signals."""
 
+import contextlib
 import random
 import signal
 import sys
@@ -104,6 +105,32 @@ def total(values):
     summed = paddle.to_tensor(list(values), "float64")
     dist.all_reduce(summed)
     return summed.numpy().tolist()
+
+
+class _Stopped(BaseException):
+    """A signal has asked to stop."""
+
+
+@contextlib.contextmanager
+def stoppable(farewell):
+    """A block whose finished parts are kept: a signal that asks to stop ends the program there and then, with code 0.
+
+    farewell: what to say then. A second signal gets the default treatment.
+    """
+    def stop(number, _frame):
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        raise _Stopped(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    except _Stopped as stopped:
+        say(f"stopped by {stopped}: {farewell}")
+        raise SystemExit(0) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:

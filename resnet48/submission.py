@@ -118,15 +118,16 @@ def hand_in(path, arch_list, checkpoint, entries, chosen, counts, images, about)
             f"{max(accuracies):.2f} %" + (f"; PARTIAL: {len(chosen)} of the list's {len(entries)} archs" if partial else ""))
 
 
-def write_so_far(path, codes, counts, images):
-    """Write a submission from an evaluation that is not finished, on the `images` images it has seen; what to say of it.
+def write_so_far(path, codes, counts, images, planned):
+    """Write a submission from an evaluation that may be unfinished, on the `images` images it has seen; what to say of it.
 
-    codes: [key, code] of each arch. It has no manifest, so `verify` will not take it for a finished one.
+    planned: how many images it will see. codes: [key, code] of each arch. It has no manifest, so `verify` will not take it for a finished one.
     """
     if not images:
         raise UserError("no chunk of images is done for all archs yet, so there is nothing to write")
     write(path, [Entry(key, code, None) for key, code in codes], [100 * int(top1) / images for top1, _ in counts])
-    return f"wrote {path}: {len(codes)} archs, UNFINISHED: on {images} images so far"
+    state = f"UNFINISHED: on {images} of {planned} images so far" if images < planned else f"on all {images} images"
+    return f"wrote {path}: {len(codes)} archs, {state}"
 
 
 def manifest_path(submission):

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 
 from . import cache, data, evaluate, runtime, tree, walk
+from .errors import UserError
 from .evaluate import hits
 from .journal import Journal, work_off
 from .models import Supernet
@@ -25,22 +26,31 @@ SHARE_OF_MEMORY = 0.25  # of the machine's, divided among its processes
 
 
 def open_journal(root, digest, entries, images, net, config):
-    """The `journal.Journal` of this evaluation below `root`. digest: SHA-256 of the weights."""
+    """The `journal.Journal` of this evaluation below `root`. digest: SHA-256 of the weights.
+
+    Raises `UserError` for `--fresh` in one of several processes, each of which would forget the others' work.
+    """
+    if config.fresh and runtime.ranks() > 1:
+        raise UserError(f"--fresh is for one process, not for {runtime.ranks()}: delete {root} and go without it")
     order, calibration = chosen(images, config)
-    inputs = {"weights": digest, "image_size": images.size, "amp": config.amp,
+    inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": config.amp,
               "validation": cache.fingerprint(images.val, order, images.size, config.skip_bad_images),
               "calibration": cache.fingerprint(images.train, calibration, images.size, config.skip_bad_images)
               if len(calibration) else None}
     archs = [entry.arch for entry in entries]
     shards = -(-len(archs) // ARCHS_PER_SHARD)
-    pixels, _ = validation(images, order, config)  # fewer than asked for where unreadable ones are left out
-    chunk = config.chunk or choose_chunk(archs, shards, len(pixels), images.size, net.num_classes)
-    return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], len(pixels), chunk, shards,
+    # Fewer than asked for where unreadable ones are left out.
+    count = len(validation(images, order, config)[1]) if config.skip_bad_images else len(order)
+    chunk = config.chunk or choose_chunk(archs, shards, count, images.size, net.num_classes)
+    return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards,
                         config.fresh)
 
 
 def run(net, journal, archs, images, config):
-    """Do what is left of a journal's pieces, together with whoever else works on it."""
+    """Do what is left of a journal's pieces, together with whoever else works on it; `Journal.counts` of all of them.
+
+    Raises `UserError` if pieces have been deleted meanwhile.
+    """
     net.eval()
     share = runtime.rank(), runtime.ranks()
     parts = dict(enumerate(tree.shards(tree.walk(archs), journal.plan["shards"])))
@@ -70,6 +80,10 @@ def run(net, journal, archs, images, config):
     pieces = _left(journal, journal.counts_pieces(), "counts")
     for _ in runtime.progress(work_off(journal, pieces, count, share), len(pieces), "pieces"):
         pass
+    counts, total = journal.counts()
+    if total < len(labels):
+        raise UserError(f"pieces in {journal.folder} have been deleted meanwhile; the same command makes them again")
+    return counts, total
 
 
 def count_chunk(weights, steps, pixels, labels, norm):
