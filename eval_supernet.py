@@ -12,7 +12,7 @@ from resnet48.journal import Journal
 
 
 def run(settings):
-    """Evaluate the archs of a list with the supernet's weights and write the submission; goes on where it was stopped."""
+    """Evaluate the archs of a list with the supernet's weights and write the submission; goes on where it stopped."""
     config.require(settings, "checkpoint", "archs")
     files.require_writable(settings.output)
     runtime.start(settings.device, join=False)  # the ranks meet in the journal's folder and nowhere else

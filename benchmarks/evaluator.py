@@ -2,8 +2,8 @@
 
     python3 benchmarks/evaluator.py [--archs LIST.json] [--size 64]
 
-Three ways in one run, on the same decoded images, weights and threads, each computing the batch-norm statistics of every
-subnet on as many images as it then evaluates:
+Three ways in one run, on the same decoded images, weights and threads, each computing the batch-norm statistics of
+every subnet on as many images as it then evaluates:
 (a) each extracted subnet in a plain eager loop, in a process without the settings of resnet48/machine.py;
 (b) the same loop with them;
 (c) the evaluator's walk over the tree.

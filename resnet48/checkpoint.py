@@ -141,7 +141,8 @@ def _read_folder(folder):
         path = os.path.join(folder, name)
         if not os.path.isfile(path) or files.sha256_of(path) != state.get("sha256", {}).get(name):
             raise CheckpointError(f"the checkpoint {folder} is torn: {name} is not what was written")
-    return Checkpoint(folder, os.path.join(folder, WEIGHTS), _load(os.path.join(folder, WEIGHTS)), _load(os.path.join(folder, OPTIMIZER)), state)
+    weights_file = os.path.join(folder, WEIGHTS)
+    return Checkpoint(folder, weights_file, _load(weights_file), _load(os.path.join(folder, OPTIMIZER)), state)
 
 
 def _read_file(path):

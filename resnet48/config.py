@@ -23,7 +23,8 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def option(default, help, least=None, above=None, most=None, choices=None):
     """A field of a config. least, most: the limits of its value; above: what it must exceed."""
-    return field(default=default, metadata={"help": help, "least": least, "above": above, "most": most, "choices": choices})
+    return field(default=default, metadata={"help": help, "least": least, "above": above, "most": most,
+                                            "choices": choices})
 
 
 @dataclass
@@ -117,7 +118,7 @@ class ListConfig:
 class EvalConfig(DataConfig, ListConfig):
     checkpoint: str = option("", "a run's folder or a .pdparams file")
     output: str = option("output/submission.json", "submission file to write")
-    calib_images: int = option(512, "training images for the batch-norm statistics of each subnet (0: inherit)", least=0)
+    calib_images: int = option(512, "training images for each subnet's batch-norm statistics (0: inherit)", least=0)
     val_images: int | None = option(None, "only so many validation images, of all classes alike", least=1)
     fresh: bool = option(False, "forget what earlier runs have evaluated")
     amp: str = option("none", "half precision on a GPU: fp16 or bf16", choices=("none", "fp16", "bf16"))

@@ -2,7 +2,7 @@
 
 The list is cut into shards (runs of the sorted walk, see `tree`), the images into chunks. The work is one statistics
 piece per shard, then one counts piece per chunk and shard. A piece is written whole and named by what it is; the folder
-is named by a fingerprint of everything that the numbers depend on. Processes that see the same folder, on one machine or
+is named by a fingerprint of all that the numbers depend on. Processes that see the same folder, on one machine or
 on several, need nothing else to share the work: each takes pieces that nobody holds.
 """
 
@@ -24,7 +24,7 @@ PLAN = "plan.json"
 
 
 class Journal:
-    """One evaluation's folder. plan: `inputs` (what it depends on), `codes` (as listed), `images`, `chunk`, `shards`."""
+    """One evaluation's folder. plan: `inputs` (what it depends on), `codes` (listed), `images`, `chunk`, `shards`."""
 
     def __init__(self, folder):
         self.folder = folder

@@ -50,7 +50,9 @@ def _first(weight, *widths):
 
 
 def moments(x):
-    """Mean and biased variance of each channel of x [N, C, H, W], each [C]. In two passes: E[x^2] - E[x]^2 loses digits.
+    """Mean and biased variance of each channel of x [N, C, H, W], each [C].
+
+    In two passes: E[x^2] - E[x]^2 loses digits.
     """
     if not x.place.is_cpu_place():
         mean = x.mean(axis=[0, 2, 3])

@@ -69,7 +69,8 @@ def progress(iterable, total, what):
         now = time.monotonic()
         if now - shown > SECONDS_BETWEEN_LINES:
             shown = now
-            print(f"{what}: {done} of {total}, {now - started:.0f} s, {(now - started) / done * (total - done):.0f} s left",
+            left = (now - started) / done * (total - done)
+            print(f"{what}: {done} of {total}, {now - started:.0f} s, {left:.0f} s left",
                   flush=True)
 
 

@@ -33,7 +33,7 @@ def read_list(path, space=FULL):
 
 
 def select(entries, limit=None, every=1, keys=None):
-    """Part of a list, in its order: every K-th entry, those with the given keys (comma-separated), the first N of these.
+    """Part of a list, in its order: every K-th entry or those with the given keys (comma-separated), then the first N.
 
     Raises `UserError` for a key that is not in the list.
     """
@@ -115,13 +115,15 @@ def hand_in(path, arch_list, checkpoint, entries, chosen, counts, images, about)
     write_counts(path, chosen, counts, images)
     write_manifest(path, arch_list, checkpoint, archs=len(chosen), partial=partial, val_images=images, **about)
     return (f"wrote {path}: {len(chosen)} archs on {images} images, top-1 {min(accuracies):.2f} to "
-            f"{max(accuracies):.2f} %" + (f"; PARTIAL: {len(chosen)} of the list's {len(entries)} archs" if partial else ""))
+            f"{max(accuracies):.2f} %"
+            + (f"; PARTIAL: {len(chosen)} of the list's {len(entries)} archs" if partial else ""))
 
 
 def write_so_far(path, codes, counts, images, planned):
-    """Write a submission from an evaluation that may be unfinished, on the `images` images it has seen; what to say of it.
+    """Write a submission from an evaluation that may be unfinished, on the `images` it has seen; what to say of it.
 
-    planned: how many images it will see. codes: [key, code] of each arch. It has no manifest, so `verify` will not take it for a finished one.
+    planned: how many images it will see. codes: [key, code] of each arch. It has no manifest, so
+    `verify` will not take it for a finished one.
     """
     if not images:
         raise UserError("no chunk of images is done for all archs yet, so there is nothing to write")

@@ -120,7 +120,8 @@ def _memory():
     """Bytes that one process of this machine may count on."""
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.get_device_properties().total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / max(1, int(os.environ.get("PADDLE_LOCAL_SIZE", 1)))
+    processes = max(1, int(os.environ.get("PADDLE_LOCAL_SIZE", 1)))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
 
 
 def _left(journal, pieces, what):
@@ -172,8 +173,8 @@ def plan_text(archs, image_size, images, num_classes, space, chunk, ranks, calib
     return "\n".join((
         f"{len(archs)} archs at {image_size} px, {num_classes} classes",
         f"nodes of the tree             {whole.nodes}",
-        f"GMACs per image and subnet    {single / len(archs) / 1e9:.4f} alone, {whole.macs / len(archs) / 1e9:.4f} shared, "
-        f"a factor of {single / whole.macs:.3f}",
+        f"GMACs per image and subnet    {single / len(archs) / 1e9:.4f} alone, {whole.macs / len(archs) / 1e9:.4f} "
+        f"shared, a factor of {single / whole.macs:.3f}",
         f"shards, chunks, pieces        {shards}, {chunks} of up to {chunk} images, {shards * chunks}; cutting into "
         f"shards costs {macs / whole.macs - 1:.2%} more",
         f"FLOPs                         {2 * macs * images:.3g} for {images} images, {2 * macs * calib_images:.3g} for "
@@ -190,8 +191,9 @@ def status_text(journal):
     """How far an evaluation is, as text."""
     chunks, done, pieces, rate = journal.progress()
     counts, images = journal.counts()
-    left = f", {_duration((pieces - done) / rate)} left at {60 * rate:.1f} pieces per minute" if rate and done < pieces \
-        else ""
+    left = ""
+    if rate and done < pieces:
+        left = f", {_duration((pieces - done) / rate)} left at {60 * rate:.1f} pieces per minute"
     lines = [f"{journal.folder}: {len(journal.plan['codes'])} archs, {done} of {pieces} pieces ({done / pieces:.1%})"
              f"{left}", f"{len(chunks)} of {len(journal.chunks())} chunks are done for all archs: {images} of "
                         f"{journal.plan['images']} images"]

@@ -62,9 +62,9 @@ def fit(net, objective, archs_of_step, images, config, watch):
             losses = objective(net, archs_of_step(step), data.normalize(pixels), labels)
             vote_before, vote = vote, runtime.average_gradients(optim.trainable(net), stop.asked)
             optimizer.step()
-            optimizer.clear_grad(set_to_zero=False)  # absent, not zero: what no subnet used must not be moved by momentum
+            optimizer.clear_grad(set_to_zero=False)  # absent, not zero: momentum must not move what no subnet used
             meter.add(losses, len(labels) * ranks)
-            # All ranks stop after the same step. The vote of the step before is there already, this one's would be waited for.
+            # All ranks stop after the same step. The vote of the step before is there already, this one's is not.
             stopping = stop.asked if ranks == 1 else bool(vote_before)
             state["step"] = done = step + 1
             epoch_ends = done % per_epoch == 0

@@ -1,0 +1,140 @@
+"""Signals: a run that is told to stop ends well, goes on where it stood, and leaves no process behind."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from commands import (LARGEST, PATIENCE, SMALL, SMALLEST, Ended, call, command, environment, good, image_folder, module,
+                      write_list)
+
+from resnet48 import data
+
+# A run that nobody waits for.
+ENDLESS = (*SMALL, "--max_epoch", 100000, "--log_freq", 1, "--eval_freq", 0, "--save_freq", 100000, "--num_workers", 2)
+
+
+class Program:
+    """A program in a process group of its own, as a shell starts it, whose output is read line by line."""
+
+    def __init__(self, script, *words):
+        self.process = subprocess.Popen(command(script, *words), env=environment(), stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True, start_new_session=True)
+        self.said = ""
+
+    def until(self, words):
+        for line in self.process.stdout:
+            self.said += line
+            if words in line:
+                return self
+        raise AssertionError(f"it never said {words!r}: {self.said}{self.process.stderr.read()}")
+
+    def ended(self):
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return Ended(self.process.returncode, self.said + out, err)
+
+    def has_processes(self):
+        """Whether any process of the group is there."""
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("photos") / "images")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_to_the_whole_group_ends_a_training_well_and_the_same_command_goes_on(tmp_path, photos, number):
+    words = ("train_supernet.py", "run", "--image_dir", photos, *ENDLESS, "--save_dir", tmp_path / "run")
+    step = 0
+    for _ in range(2):
+        with Program(*words) as program:
+            program.until(f"step {step + 1} ")
+            os.killpg(program.process.pid, number)
+            ended = good(program.ended())
+            assert not program.has_processes()
+        assert not ended.own_errors()
+        if step:
+            assert f"at step {step}\n" in ended.out
+        *_, last = ended.out.splitlines()
+        assert last.startswith(f"stopped by {number.name} after step ") and "the same command" in last
+        step = int(last.split(" after step ")[1].split()[0])
+        assert os.listdir(tmp_path / "run" / "checkpoints") == [f"step-{step:08d}"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_main_process_alone_ends_a_training_well_too(tmp_path, photos):
+    with Program("pretrain.py", "run", "--arch", SMALLEST, "--image_dir", photos, *ENDLESS, "--save_dir",
+                 tmp_path / "run") as program:
+        program.until("step 1 ")
+        program.process.terminate()
+        ended = good(program.ended())
+        assert not program.has_processes() and not ended.own_errors()
+        assert "stopped by SIGTERM after step " in ended.out
+
+
+@pytest.mark.slow
+def test_the_processes_that_decode_images_do_not_outlive_a_killed_program(tmp_path, photos):
+    with Program("train_supernet.py", "run", "--image_dir", photos, *ENDLESS, "--save_dir", tmp_path / "run") as program:
+        program.until("step 1 ")
+        program.process.kill()
+        program.process.wait()
+        deadline = time.monotonic() + PATIENCE
+        while program.has_processes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not program.has_processes()
+
+
+@pytest.mark.slow
+def test_a_process_that_decodes_images_and_dies_is_one_clear_sentence(tmp_path, photos):
+    with Program("train_supernet.py", "run", "--image_dir", photos, *ENDLESS, "--save_dir", tmp_path / "run") as program:
+        program.until("step 1 ")
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(program.process.pid)], capture_output=True, text=True)
+        os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
+        ended = program.ended()
+        assert ended.code == 2 and "Traceback" not in ended.err
+        assert "error: a process that decodes training images has died" in ended.err
+
+
+def test_an_interrupt_before_training_leaves_no_stack_trace_and_nothing_behind(tmp_path, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "load", interrupted)
+    ended = call("train_supernet.py", "run", *SMALL, "--save_dir", tmp_path / "run")
+    assert (ended.code, ended.own_errors()) == (130, ["interrupted"]) and os.listdir(tmp_path) == []
+
+
+def test_a_signal_during_the_last_evaluation_of_an_arch_keeps_the_next_one_from_starting(tmp_path, monkeypatch, photos):
+    words = ("truth", "--archs", write_list(tmp_path / "archs.json", SMALLEST, LARGEST),
+             "--image_dir", photos, *SMALL, "--save_dir", tmp_path / "runs", "--truth", tmp_path / "truth.json")
+
+    def watch_of(*_):
+        def watch(_net):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return {"val": 50.0}
+
+        return watch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module("pretrain.py").evaluate, "watch_standalone", watch_of)
+        ended = call("pretrain.py", *words)
+    assert ended.code == 0 and "stopped by SIGTERM after step 3 of 3" in ended.out
+    assert os.listdir(tmp_path / "runs") == [SMALLEST] and not os.path.exists(tmp_path / "truth.json")
+    assert "wrote" in good(call("pretrain.py", *words)).out

@@ -1,0 +1,46 @@
+"""Five steps of training with batch norm in evaluation mode, on as many ranks as it is launched on.
+
+python3 train_ranks.py {standalone|sandwich} GLOBAL_BATCH OUTPUT: rank 0 writes the weights to OUTPUT.
+Batch norm in training mode uses the statistics of each rank's own batch, so only in evaluation mode is the result the
+same on one rank and on two.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from resnet48 import config, data, objectives, optim, runtime, sampling  # noqa: E402
+from resnet48.arch import FULL  # noqa: E402
+from resnet48.models import ResNet48, Supernet  # noqa: E402
+
+import paddle  # noqa: E402
+
+STEPS = 5
+
+
+def main(kind, global_batch, output):
+    runtime.start("cpu")
+    rank, ranks = runtime.rank(), runtime.ranks()
+    runtime.seed_everything(rank)  # different on every rank, so that the weights of rank 0 have to be shared
+    space = FULL.narrowed((4, 8, 16, 32), 1)
+    images = data.load(config.build(config.TrainConfig, {}))
+    net, objective = (Supernet(space, 10), objectives.sandwich) if kind == "sandwich" else \
+        (ResNet48(space.largest(), 10), objectives.standalone)
+    runtime.same_everywhere(net.state_dict().values())
+    net.eval()
+    optimizer = optim.sgd(net, 0.9, 1e-4)
+    optimizer.set_lr(0.01)
+    batch_size = global_batch // ranks
+    batches = data.batches(images, 0, STEPS, batch_size, 0, rank, ranks, 0, print)
+    for step, (pixels, labels) in enumerate(batches):
+        objective(net, sampling.sandwich(space, 0, step, 3), data.normalize(pixels), labels)
+        runtime.average_gradients(optim.trainable(net), False)
+        optimizer.step()
+        optimizer.clear_grad(set_to_zero=False)
+    if rank == 0:
+        paddle.save(net.state_dict(), output)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
