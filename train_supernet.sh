@@ -11,28 +11,32 @@
 # OUTPUT      folder for everything that comes out [output/digits, or output/supernet with IMAGE_DIR]
 # GPUS        as for paddle.distributed.launch, such as 0,1,2,3 [all that nvidia-smi lists]
 # PRETRAINED  weights to start from, such as the official resnet48.pdparams
+# Arguments go to the training: sh train_supernet.sh --max_epoch 30
 cd "$(dirname "$0")" || exit 2
-set --
+set -- "" "$@" # environment.sh takes a further requirements file as $1
 . resnet48/environment.sh
+shift
 
 if [ -n "${IMAGE_DIR:-}" ]; then
     OUTPUT=${OUTPUT:-output/supernet}
     CONFIG=${CONFIG:-configs/sandwich.yaml}
     SPACE=pool
-    set -- --image_dir "$IMAGE_DIR"
 else
     OUTPUT=${OUTPUT:-output/digits}
     CONFIG=${CONFIG:-configs/digits.yaml}
     SPACE=full
 fi
 
-launch=$PYTHON
 if [ -z "${GPUS:-}" ] && command -v nvidia-smi >/dev/null 2>&1; then
     GPUS=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, -)
 fi
-case "${GPUS:-}" in
-    *,*) launch="$PYTHON -m paddle.distributed.launch --gpu $GPUS" ;;
-esac
+
+launch() {
+    case "${GPUS:-}" in
+        *,*) "$PYTHON" -m paddle.distributed.launch --gpu "$GPUS" "$@" ;;
+        *) "$PYTHON" "$@" ;;
+    esac
+}
 
 step() {
     echo
@@ -40,18 +44,18 @@ step() {
 }
 
 step "training the supernet in $OUTPUT/train"
-# $launch is a command with its arguments, so it is not quoted.
-$launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" "$@" \
-    ${PRETRAINED:+--pretrained "$PRETRAINED"} || exit $?
-[ -f "$OUTPUT/train/final.pdparams" ] || exit 0 # stopped by a signal; the script has said how to go on
+launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} \
+    ${PRETRAINED:+--pretrained "$PRETRAINED"} "$@" || exit $?
+[ -f "$OUTPUT/train/final.pdparams" ] || exit 0 # stopped by a signal; the program has said how to go on
 
 if [ -z "${ARCHS:-}" ]; then
     ARCHS=$OUTPUT/archs.json
     [ -f "$ARCHS" ] || "$PYTHON" -m resnet48 sample 200 --space $SPACE --output "$ARCHS" || exit $?
 fi
 step "evaluating $ARCHS"
-"$PYTHON" eval_supernet.py run --checkpoint "$OUTPUT/train" --archs "$ARCHS" --output "$OUTPUT/submission.json" "$@" ||
-    exit $?
+"$PYTHON" eval_supernet.py run --checkpoint "$OUTPUT/train" --archs "$ARCHS" --output "$OUTPUT/submission.json" \
+    ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} || exit $?
+[ -f "$OUTPUT/submission.json" ] || exit 0 # stopped too
 "$PYTHON" eval_supernet.py verify --submission "$OUTPUT/submission.json" --archs "$ARCHS" \
     --checkpoint "$OUTPUT/train" || exit $?
 
@@ -60,6 +64,7 @@ if [ -z "${TRUTH:-}" ] && [ -z "${IMAGE_DIR:-}" ]; then
     step "training 24 of these nets on their own, as the truth"
     "$PYTHON" pretrain.py truth --config configs/digits_standalone.yaml --archs "$ARCHS" --limit 24 --truth "$TRUTH" \
         --save_dir "$OUTPUT/truth" || exit $?
+    [ -f "$TRUTH" ] || exit 0
 fi
 if [ -n "${TRUTH:-}" ]; then
     step "scoring"

@@ -1,0 +1,247 @@
+"""The two shell scripts: plain sh, set up what is missing once, reuse what is there, fail with one clear sentence.
+
+They run in a copy of the tree with stand-ins for python3, pip and nvidia-smi on a PATH that holds nothing else, so that
+nothing is downloaded and no machine differs. A stand-in writes down each call in `calls`.
+"""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SCRIPTS = ("train_supernet.sh", "tests/run.sh", "resnet48/environment.sh")
+TOOLS = ("sh", "dirname", "grep", "paste", "cat", "ls", "tr", "mkdir", "chmod", "touch", "sed", "cp", "head")
+SHELLS = [shell for shell in ("sh", "dash", "bash", "busybox") if shutil.which(shell)]
+
+#: Stands for an interpreter. Has the packages if there is a file `packages` beside it; `-m venv` copies it, `-m pip`
+#: makes that file; a program of the project leaves the files that the next one asks for.
+PYTHON = r'''#!/bin/sh
+here=$(dirname "$0")
+case "$*" in
+    *find_spec*) [ -f "$here/packages" ]; exit ;;
+    *version_info*) [ ! -f "$here/old" ]; exit ;;
+esac
+echo "${0##*/} $*" >> "$CALLS"
+case "$*" in
+    "-m venv "*)
+        [ ! -f "$here/without_venv" ] || { echo "ensurepip is not available" >&2; exit 1; }
+        mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "-m pip "*)
+        [ ! -f without_network ] || { echo "Could not find a version" >&2; exit 1; }
+        touch "$here/packages" ;;
+    *"train_supernet.py run"*)
+        [ ! -f training_fails ] || { echo "error: no" >&2; exit 2; }
+        while [ "$1" != --save_dir ]; do shift; done
+        mkdir -p "$2"; [ -f training_stops ] || touch "$2/final.pdparams" ;;
+    *"resnet48 sample"* | *"eval_supernet.py run"*)
+        while [ "$1" != --output ]; do shift; done
+        [ -f evaluation_stops ] || touch "$2" ;;
+    *"pretrain.py truth"*)
+        while [ "$1" != --truth ]; do shift; done
+        [ -f truth_stops ] || touch "$2" ;;
+esac
+'''
+#: Stands for nvidia-smi on a machine with as many GPUs as $GPU_COUNT says.
+NVIDIA_SMI = r'''#!/bin/sh
+[ -n "$GPU_COUNT" ] || { echo "no driver" >&2; exit 9; }
+i=0
+while [ $i -lt $GPU_COUNT ]; do
+    case "$*" in -L) echo "GPU $i: a card" ;; *) echo $i ;; esac
+    i=$((i + 1))
+done
+'''
+
+
+class Machine:
+    """A copy of the tree, and a PATH with a few tools and the stand-ins that are installed."""
+
+    def __init__(self, folder):
+        self.tree, self.bin = folder / "a tree", folder / "bin"
+        self.bin.mkdir()
+        for name in (*SCRIPTS, "requirements.txt", "requirements-cpu.txt", "tests/requirements.txt"):
+            os.makedirs(os.path.dirname(self.tree / name), exist_ok=True)
+            shutil.copy(os.path.join(ROOT, name), self.tree / name)
+        for tool in TOOLS:
+            os.symlink(shutil.which(tool), self.bin / tool)
+
+    def install(self, name, text):
+        (self.bin / name).write_text(text)
+        (self.bin / name).chmod(0o755)
+
+    def run(self, script, *words, shell="sh", **variables):
+        """How a script ended: (code, output, errors)."""
+        found = shutil.which(shell)
+        environment = {"PATH": str(self.bin), "CALLS": str(self.bin / "calls"), **variables}
+        program = [found, "sh"] if shell == "busybox" else [found]
+        ended = subprocess.run([*program, str(self.tree / script), *words], env=environment, cwd=self.bin,
+                               capture_output=True, text=True, timeout=600)
+        return ended.returncode, ended.stdout, ended.stderr
+
+    def calls(self):
+        """What the stand-ins have been asked for since the last time."""
+        path = self.bin / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.write_text("")
+        return lines
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A machine with a bare Python and no GPU."""
+    machine = Machine(tmp_path)
+    machine.install("python3", PYTHON)
+    return machine
+
+
+@pytest.fixture
+def equipped(machine):
+    """The same with all packages."""
+    (machine.bin / "packages").touch()
+    return machine
+
+
+# ---- the language
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_shell_can_read_the_scripts(script, shell):
+    words = ["busybox", "sh", "-n"] if shell == "busybox" else [shell, "-n"]
+    assert subprocess.run([*words, os.path.join(ROOT, script)], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_script_uses_what_only_bash_has(script):
+    with open(os.path.join(ROOT, script)) as file:
+        text = file.read()
+    for word in ("[[", "function ", "local ", "source ", "<(", "+=(", "pipefail", "$'", "&>"):
+        assert word not in text
+
+
+# ---- setting up
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_fresh_machine_gets_an_environment_with_what_the_tests_need_and_keeps_it(machine, shell):
+    code, said, _ = machine.run("tests/run.sh", "-k", "two words", shell=shell)
+    assert code == 0 and "setting up .venv from requirements-cpu.txt" in said
+    assert machine.calls() == [
+        "python3 -m venv .venv",
+        "python -m pip install --quiet -r requirements-cpu.txt -r tests/requirements.txt",
+        "python -m pytest -q tests -k two words"]
+    code, said, _ = machine.run("tests/run.sh", shell=shell)
+    assert (code, said, machine.calls()) == (0, "", ["python -m pytest -q tests"])
+
+
+def test_the_training_script_sets_up_without_what_only_the_tests_need(machine):
+    assert machine.run("train_supernet.sh")[0] == 0
+    assert machine.calls()[:2] == ["python3 -m venv .venv", "python -m pip install --quiet -r requirements-cpu.txt"]
+
+
+@pytest.mark.parametrize("gpus, requirements", [("2", "requirements.txt"), ("0", "requirements-cpu.txt"),
+                                                ("", "requirements-cpu.txt")], ids=["GPUs", "no GPU", "no driver"])
+def test_the_requirements_are_those_of_the_machine(machine, gpus, requirements):
+    machine.install("nvidia-smi", NVIDIA_SMI)
+    assert machine.run("tests/run.sh", GPU_COUNT=gpus)[0] == 0
+    assert f"install --quiet -r {requirements} -r tests/requirements.txt" in machine.calls()[1]
+
+
+def test_the_user_may_name_the_requirements_and_the_interpreter(machine):
+    assert machine.run("tests/run.sh", REQUIREMENTS="my.txt")[0] == 0
+    assert "-r my.txt" in machine.calls()[1]
+    shutil.rmtree(machine.tree / ".venv")
+    (machine.bin / "packages").touch()
+    assert machine.run("tests/run.sh", PYTHON=str(machine.bin / "python3"))[0] == 0
+    assert machine.calls() == ["python3 -m pytest -q tests"] and not (machine.tree / ".venv").exists()
+
+
+def test_a_python_that_has_everything_is_used_as_it_is(equipped):
+    assert equipped.run("tests/run.sh")[0] == 0
+    assert equipped.calls() == ["python3 -m pytest -q tests"] and not (equipped.tree / ".venv").exists()
+
+
+def test_an_environment_that_was_left_half_made_is_completed(machine):
+    (machine.tree / "without_network").touch()
+    assert machine.run("tests/run.sh")[0] == 2
+    (machine.tree / "without_network").unlink()
+    assert machine.run("tests/run.sh")[0] == 0
+    assert machine.calls()[-1] == "python -m pytest -q tests"
+
+
+def refusal(machine, script="tests/run.sh", **variables):
+    code, _, errors = machine.run(script, **variables)
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and errors.splitlines()[-1] == lines[0]
+    assert not any("pytest" in call or ".py" in call for call in machine.calls())
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:2])
+def test_a_step_that_fails_is_one_clear_sentence(machine, script):
+    (machine.bin / "old").touch()
+    assert refusal(machine, script).startswith("Python 3.10 or newer is needed, ")
+    (machine.bin / "old").unlink()
+    (machine.bin / "without_venv").touch()
+    assert "cannot make a virtual environment in .venv" in refusal(machine, script)
+    (machine.bin / "without_venv").unlink()
+    (machine.tree / "without_network").touch()
+    assert refusal(machine, script).startswith("pip could not install requirements-cpu.txt")
+    assert refusal(machine, script, PYTHON=str(machine.bin / "python3")).startswith("PYTHON=")
+    (machine.bin / "python3").unlink()
+    shutil.rmtree(machine.tree / ".venv")
+    assert refusal(machine, script) == "python3 is not installed; Python 3.10 or newer is needed"
+
+
+# ---- from nothing to a submission
+
+def steps(calls):
+    """The programs of the project that were called."""
+    return [" ".join(word for word in call.split()[1:] if word.endswith(".py") or word in (
+        "run", "verify", "truth", "score", "sample")) for call in calls]
+
+
+def test_without_data_every_step_of_the_road_is_taken_on_the_digits(equipped):
+    code, said, errors = equipped.run("train_supernet.sh")
+    assert (code, errors) == (0, "")
+    calls = equipped.calls()
+    assert steps(calls) == ["train_supernet.py run", "sample", "eval_supernet.py run", "eval_supernet.py verify",
+                            "pretrain.py truth", "eval_supernet.py score"]
+    assert "--config configs/digits.yaml" in calls[0] and "paddle.distributed.launch" not in calls[0]
+    assert said.splitlines()[-1].startswith("== done: ") and "output/digits" in said.splitlines()[-1]
+    equipped.run("train_supernet.sh")
+    assert "sample" not in steps(equipped.calls())  # the list is there already
+
+
+def test_with_data_and_a_list_the_real_thing_runs_on_all_gpus(equipped):
+    equipped.install("nvidia-smi", NVIDIA_SMI)
+    data = {"IMAGE_DIR": "/data/my images", "ARCHS": "list.json", "GPU_COUNT": "4", "PRETRAINED": "resnet48.pdparams"}
+    code, _, errors = equipped.run("train_supernet.sh", **data)
+    assert (code, errors) == (0, "")
+    training, *rest = equipped.calls()
+    assert "-m paddle.distributed.launch --gpu 0,1,2,3 train_supernet.py run --config configs/sandwich.yaml" in training
+    assert "--image_dir /data/my images" in training and "--pretrained resnet48.pdparams" in training
+    assert steps(rest) == ["eval_supernet.py run", "eval_supernet.py verify"]
+    assert "--archs list.json" in rest[0] and "--image_dir /data/my images" in rest[0]
+    equipped.run("train_supernet.sh", **{**data, "GPU_COUNT": "1", "TRUTH": "truth.json"})
+    calls = equipped.calls()
+    assert "paddle.distributed.launch" not in calls[0] and steps(calls)[-1] == "eval_supernet.py score"
+
+
+def test_further_words_go_to_the_training(equipped):
+    assert equipped.run("train_supernet.sh", "--max_epoch", "3", "--seed", "7")[0] == 0
+    training, *rest = equipped.calls()
+    assert training.endswith("--max_epoch 3 --seed 7")
+    assert not any("--max_epoch" in call for call in rest)
+
+
+def test_the_road_ends_where_a_step_is_stopped_or_fails(equipped):
+    archs = {"ARCHS": "list.json"}
+    for stopped, last in (("training", "train_supernet.py run"), ("evaluation", "eval_supernet.py run"),
+                          ("truth", "pretrain.py truth")):
+        (equipped.tree / f"{stopped}_stops").touch()
+        assert equipped.run("train_supernet.sh", **archs)[::2] == (0, "")
+        assert steps(equipped.calls())[-1] == last
+        (equipped.tree / f"{stopped}_stops").unlink()
+    (equipped.tree / "training_fails").touch()
+    assert equipped.run("train_supernet.sh")[::2] == (2, "error: no\n")
+    assert steps(equipped.calls()) == ["train_supernet.py run"]
