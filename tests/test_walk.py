@@ -3,6 +3,7 @@ import paddle
 import pytest
 
 from resnet48 import engine, evaluate, tree, walk
+from resnet48.arch import POOL
 from resnet48.data import normalize
 from resnet48.models import Supernet
 
@@ -25,6 +26,17 @@ def archs_of(space, rng, count):
     return list({arch.code: arch for arch in (space.sample(rng) for _ in range(count))}.values())
 
 
+def net_with_statistics(space, rng):
+    """A net whose running statistics are far from those it starts with."""
+    paddle.seed(0)
+    net = Supernet(space, 5)
+    net.eval()
+    for name, value in net.state_dict().items():
+        if name.endswith(("_mean", "_variance")):
+            value.set_value(rng.uniform(0.5, 2, value.shape).astype("float32"))
+    return net
+
+
 @pytest.mark.parametrize("size", [32, 64, 50])
 def test_walking_the_tree_gives_the_logits_of_every_arch_on_its_own(narrow_pool, rng, size):
     paddle.seed(0)
@@ -38,6 +50,65 @@ def test_walking_the_tree_gives_the_logits_of_every_arch_on_its_own(narrow_pool,
             norm = evaluate.calibrate(net, arch, calibration).apply
             expected = net(normalize(paddle.to_tensor(images)), arch, norm=norm).numpy()
             assert np.abs(found[index] - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_walking_without_calibration_uses_the_statistics_inside_the_net(narrow, rng, shards):
+    net, archs, images = net_with_statistics(narrow, rng), archs_of(narrow, rng, 8), pixels(6)
+    found, weights = {}, walk.Weights(net, 1 << 30)
+    for steps in tree.shards(tree.walk(archs), shards):
+        walk.run(weights, steps, normalize(paddle.to_tensor(images)), walk.inherited,
+                 lambda index, logits: found.__setitem__(index, logits.numpy()))
+    with paddle.no_grad():
+        for index, arch in enumerate(archs):
+            expected = net(normalize(paddle.to_tensor(images)), arch).numpy()
+            assert np.abs(found[index] - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+
+def test_weights_are_the_same_however_few_may_be_kept(narrow, rng):
+    net, archs = net_with_statistics(narrow, rng), archs_of(narrow, rng, 5)
+    found = []
+    for bytes_kept in (1, 20_000, 1 << 30):
+        weights, logits = walk.Weights(net, bytes_kept), []
+        walk.run(weights, tree.walk(archs), normalize(paddle.to_tensor(pixels(3))), walk.inherited,
+                 lambda _, here: logits.append(here.numpy()))
+        assert weights._bytes <= max(bytes_kept, max(size for _, size in weights._kept.values()))
+        found.append(logits)
+    assert np.array_equal(found[0], found[2]) and np.array_equal(found[1], found[2])
+
+
+def test_the_statistics_take_as_many_bytes_as_predicted(narrow, rng):
+    net, steps = net_with_statistics(narrow, rng), tree.walk(archs_of(narrow, rng, 10))
+    measuring = walk.Measuring()
+    walk.run(walk.Weights(net, 1 << 30), steps, normalize(paddle.to_tensor(pixels(2))), measuring)
+    assert measuring.values().nbytes == tree.cost(steps, 32, 5).statistics_bytes
+
+
+@pytest.mark.skipif(not hasattr(paddle.base.core, "host_memory_stat_reset_peak_value"),
+                    reason="this version of Paddle does not tell how much memory a part of a program took")
+@pytest.mark.parametrize("base", [(24, 48, 96, 192), (4, 8, 16, 32)])
+@pytest.mark.parametrize("size", [16, 32, 36, 65])
+def test_a_walk_takes_no_more_memory_than_predicted_and_not_much_less(base, size, rng):
+    space = POOL.narrowed(base, 1)
+    net = Supernet(space, 5)
+    net.eval()
+
+    def peak(steps, count):
+        memory, batch = paddle.base.core, pixels(count, size)
+        before = memory.host_memory_stat_current_value("Allocated", 0)
+        memory.host_memory_stat_reset_peak_value("Allocated", 0)
+        walk.run(weights, steps, normalize(paddle.to_tensor(batch)), walk.Measuring())
+        return memory.host_memory_stat_peak_value("Allocated", 0) - before
+
+    for archs in ([space.largest()], [space.smallest()], archs_of(space, rng, 2)):
+        weights, steps = walk.Weights(net, 1 << 40), tree.walk(archs)
+        peak(steps, 4)  # lays out the weights
+        per_image = (peak(steps, 24) - peak(steps, 8)) / 16  # the difference leaves out what does not grow with images
+        assert 0.5 <= per_image / tree.cost(steps, size, 5).path_bytes <= 1
+
+
+def test_the_prediction_knows_which_maps_are_unfolded():
+    assert tree.SMALL_MAP == engine.UNFOLD_UP_TO
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8])
