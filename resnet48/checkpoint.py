@@ -5,6 +5,7 @@ the run stood, its settings, and the sha256 of the other two), and after the las
 final.json beside it.
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -55,9 +56,10 @@ def save(run_folder, net, optimizer, state, keep):
         os.makedirs(temporary)
         paddle.save(net.state_dict(), os.path.join(temporary, WEIGHTS))
         paddle.save(optim.state_by_name(net, optimizer), os.path.join(temporary, OPTIMIZER))
+        complete = json.loads(json.dumps({"net": describe(net), **state}))
         digests = {name: files.sha256_of(os.path.join(temporary, name)) for name in (WEIGHTS, OPTIMIZER)}
         with open(os.path.join(temporary, STATE), "w") as file:
-            json.dump({"net": describe(net), **state, "sha256": digests}, file, indent=1)
+            json.dump({**complete, "sha256": {**digests, STATE: _digest(complete)}}, file, indent=1)
         for name in (WEIGHTS, OPTIMIZER, STATE, "."):
             _flush(os.path.join(temporary, name))
         shutil.rmtree(target, ignore_errors=True)  # the same step again: after a resume the content is the same too
@@ -70,7 +72,7 @@ def save(run_folder, net, optimizer, state, keep):
         shutil.rmtree(temporary, ignore_errors=True)
     best = f"step-{state['best_step']:08d}" if state.get("best_step") else None
     for old in sorted(_folders(run_folder))[:-keep]:
-        if old != best:
+        if old not in (best, os.path.basename(target)):  # a run that goes on from an older one may find newer ones
             shutil.rmtree(os.path.join(folder, old), ignore_errors=True)
     return target
 
@@ -80,6 +82,12 @@ def publish(checkpoint_folder, run_folder):
     for name, final in ((WEIGHTS, "final.pdparams"), (OPTIMIZER, "final.pdopt"), (STATE, "final.json")):
         with files.replacing(os.path.join(run_folder, final)) as temporary:
             shutil.copyfile(os.path.join(checkpoint_folder, name), temporary)
+
+
+def _digest(state):
+    """SHA-256 of what state.json says, but for the sums themselves."""
+    content = {name: value for name, value in state.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _flush(path):
@@ -135,11 +143,10 @@ def _folders(run_folder):
 
 
 def _read_folder(folder):
-    state = files.read_json(os.path.join(folder, STATE), "the state of the checkpoint") \
-        if os.path.isfile(os.path.join(folder, STATE)) else {}
+    state = _read_state(os.path.join(folder, STATE), folder)
     for name in (WEIGHTS, OPTIMIZER):
         path = os.path.join(folder, name)
-        if not os.path.isfile(path) or files.sha256_of(path) != state.get("sha256", {}).get(name):
+        if not os.path.isfile(path) or files.sha256_of(path) != state["sha256"].get(name):
             raise CheckpointError(f"the checkpoint {folder} is torn: {name} is not what was written")
     weights_file = os.path.join(folder, WEIGHTS)
     return Checkpoint(folder, weights_file, _load(weights_file), _load(os.path.join(folder, OPTIMIZER)), state)
@@ -152,7 +159,7 @@ def _read_file(path):
     state = files.read_json(beside, "the state of the checkpoint") if os.path.isfile(beside) else {}
     if not isinstance(state, dict) or "net" not in state:  # weights of another program, whatever the file beside is
         state = {"net": _recognise(weights, path)}
-    elif "sha256" in state and state["sha256"].get(WEIGHTS) != files.sha256_of(path):
+    elif "sha256" in state and _read_state(beside, path)["sha256"].get(WEIGHTS) != files.sha256_of(path):
         raise CheckpointError(f"the checkpoint {path} is torn: it is not what {beside} describes")
     return Checkpoint(path, path, weights, {}, state)
 
@@ -171,13 +178,12 @@ def _load(path):
 
 def canonical(weights):
     """Names seen in the wild, as our own: wrappers' prefixes, `.fn.` of wrapped layers, a teacher beside the net."""
-    if any(name.startswith(FOREIGN_TEACHER) for name in weights):
-        weights = {name: value for name, value in weights.items() if not name.startswith(FOREIGN_TEACHER)}
     renamed = {}
     for name, value in weights.items():
         for prefix in FOREIGN_PREFIXES * 2:  # they can be nested
             name = name.removeprefix(prefix)
-        renamed[name.replace(".fn.", ".")] = value
+        if not name.startswith(FOREIGN_TEACHER):
+            renamed[name.replace(".fn.", ".")] = value
     return renamed
 
 
@@ -234,6 +240,8 @@ def load_weights(net, weights, path):
                               f"({', '.join(missing[:3]) or 'none'}), {len(extra)} are not known "
                               f"({', '.join(extra[:3]) or 'none'})")
     for name, value in weights.items():
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+            raise CheckpointError(f"{path} is broken: {name} is not a tensor of floating-point numbers")
         if list(value.shape) != list(own[name].shape):
             classes = f"; it was trained on {value.shape[-1]} classes, not on {own[name].shape[-1]}" \
                 if name.startswith(f"blocks.{HEAD}.fc") and value.shape[-1] != own[name].shape[-1] else ""
@@ -241,7 +249,8 @@ def load_weights(net, weights, path):
                                   f"needed is {list(own[name].shape)}{classes}")
         if not np.isfinite(value).all():
             raise CheckpointError(f"{path} is broken: {name} holds values that are not finite")
-    net.set_state_dict({name: paddle.to_tensor(value) for name, value in weights.items()})
+    # Paddle passes a weight of another precision over with a warning.
+    net.set_state_dict({name: paddle.to_tensor(value, own[name].dtype) for name, value in weights.items()})
 
 
 def require_classes(net, images, path):

@@ -372,7 +372,7 @@ def decode(split, indices, size, threads=1, skip_bad=False, what="images", into=
         skipped = [split.name(index) for index, fine in zip(indices, good) if not fine]
         print(f"left out {len(skipped)} unreadable {what}, the first is {skipped[0]}", flush=True)
         pixels = pixels[good]
-    return pixels, split.labels[np.asarray(indices)][good]
+    return pixels, split.labels[np.asarray(indices, "int64")][good]
 
 
 def balanced_sample(labels, count, seed):

@@ -49,7 +49,8 @@ def decoded(path, size=32):
 # ---- the folder
 
 def test_classes_are_the_sorted_folder_names_and_labels_follow_them(tmp_path):
-    images = load(make_folder(tmp_path, {"zebra": 2, "ant": 1, "10": 1, "9": 3}, {"9": 1, "ant": 2, "zebra": 1, "10": 1}))
+    root = make_folder(tmp_path, {"zebra": 2, "ant": 1, "10": 1, "9": 3}, {"9": 1, "ant": 2, "zebra": 1, "10": 1})
+    images = load(root)
     assert images.classes == ("10", "9", "ant", "zebra")
     for split in (images.train, images.val):
         for path, label in zip(split.images, split.labels):
@@ -79,8 +80,9 @@ def test_a_class_without_images_is_named(tmp_path):
         load(root)
 
 
-@pytest.mark.parametrize("train, val, only", [(("cat", "dog"), ("cat",), "'dog', only in train/"),
-                                              (("cat",), ("ant", "cat", "dog"), "2 differ, the first is 'ant', only in val/")])
+@pytest.mark.parametrize("train, val, only", [
+    (("cat", "dog"), ("cat",), "1 differ, the first is 'dog', only in train/"),
+    (("cat",), ("ant", "cat", "dog"), "2 differ, the first is 'ant', only in val/")])
 def test_classes_that_differ_between_train_and_val_are_named(tmp_path, train, val, only):
     root = make_folder(tmp_path, dict.fromkeys(train, 1), dict.fromkeys(val, 1))
     with pytest.raises(UserError, match=only):
@@ -149,7 +151,8 @@ def test_the_evaluation_view_is_resize_then_centre_crop(tmp_path, shape, size):
     assert np.abs(decoded(tmp_path / "image.png", size) - plain_eval_view(image, size)).max() <= 2
 
 
-@pytest.mark.parametrize("shape", [(900, 700), (701, 1203), (1601, 1199), (640, 640)], ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize("shape", [(900, 700), (701, 1203), (1601, 1199), (640, 640)],
+                         ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def test_the_evaluation_view_of_a_large_jpeg_is_close_to_it(tmp_path, shape):
     textured(*shape).save(tmp_path / "image.jpg", quality=92)
     with Image.open(tmp_path / "image.jpg") as image:
