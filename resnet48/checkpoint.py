@@ -152,6 +152,17 @@ def _read_folder(folder):
     return Checkpoint(folder, weights_file, _load(weights_file), _load(os.path.join(folder, OPTIMIZER)), state)
 
 
+def _read_state(path, checkpoint):
+    try:
+        state = files.read_json(path, "the state of the checkpoint")
+    except UserError as error:
+        raise CheckpointError(f"the checkpoint {checkpoint} is torn: {error}") from error
+    sums = state.get("sha256") if isinstance(state, dict) else None
+    if not isinstance(sums, dict) or sums.get(STATE, _digest(state)) != _digest(state):
+        raise CheckpointError(f"the checkpoint {checkpoint} is torn: {path} is not what was written")
+    return state
+
+
 def _read_file(path):
     weights = canonical(_load(path))
     beside = os.path.join(os.path.dirname(path), STATE) if os.path.basename(path) == WEIGHTS \
