@@ -19,6 +19,7 @@ import paddle
 import paddle.nn.functional as F
 from PIL import Image
 
+from . import files
 from .errors import UserError
 from .runtime import STOP_SIGNALS, progress
 
@@ -72,6 +73,8 @@ class ImageSet:
 
 def load(config):
     """The `ImageSet` that `--image_dir`, `--image_size` and `--crop_scale` ask for. Raises `UserError`."""
+    if config.cache_dir:
+        files.require_writable(os.path.join(config.cache_dir, "images"))
     images = _folder(config.image_dir, config.image_size or 224) if config.image_dir else \
         _digits(config.image_size or DIGITS_SIZE)
     if getattr(config, "crop_scale", None) is not None:

@@ -1,6 +1,7 @@
 """What the tests of the command lines share: the scripts as programs, the same in this process, and small input."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -76,6 +77,8 @@ def call(script, *words):
 
 def module(script):
     """A script as a module, loaded once."""
+    if script.startswith("-m"):
+        return importlib.import_module(script.split()[1] + ".__main__")
     name = os.path.splitext(script)[0]
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, os.path.join(ROOT, script))
@@ -99,6 +102,17 @@ def listing(folder):
             with open(os.path.join(where, name), "rb") as file:
                 found[os.path.relpath(os.path.join(where, name), folder)] = file.read()
     return found
+
+
+def refusal(words, folder, start=call):
+    """The sentence with which a command refuses, after checking that it ended as it must and left the folder alone."""
+    before = listing(folder)
+    ended = start(*words)
+    assert "Traceback" not in ended.err + ended.out
+    (line,) = ended.own_errors()
+    assert ended.code == 2 and line.startswith("error: ") and len(line) > 20, ended
+    assert listing(folder) == before
+    return line.removeprefix("error: ")
 
 
 def image_folder(folder, classes=("ant", "bee", "cat"), train=8, val=3):

@@ -1,6 +1,7 @@
 """What the tests share: a narrow space, small nets, and the folders that a run needs."""
 
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -19,6 +20,26 @@ PHOTOGRAPHS = os.path.join(ROOT, "..", "shared", "data", "caltech16")
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A folder with everything that a command needs: images/, list.json, supernet/, standalone/."""
+    from commands import LARGEST, SMALL, SMALLEST, call, good, image_folder, write_list  # here, for they import Paddle
+    folder = tmp_path_factory.mktemp("made")
+    words = ("--image_dir", image_folder(folder / "images"), *SMALL, "--save_dir")
+    good(call("train_supernet.py", "run", *words, folder / "supernet"))
+    good(call("pretrain.py", "run", "--arch", SMALLEST, *words, folder / "standalone"))
+    write_list(folder / "list.json", "1" + SMALLEST, LARGEST)
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """A working folder of the test's own with copies of what is `made`."""
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from resnet48 import data
 
 # A run that nobody waits for.
 ENDLESS = (*SMALL, "--max_epoch", 100000, "--log_freq", 1, "--eval_freq", 0, "--save_freq", 100000, "--num_workers", 2)
+TRAINING = ("train_supernet.py", "run", *ENDLESS)
 
 
 class Program:
@@ -61,7 +62,7 @@ def photos(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_to_the_whole_group_ends_a_training_well_and_the_same_command_goes_on(tmp_path, photos, number):
-    words = ("train_supernet.py", "run", "--image_dir", photos, *ENDLESS, "--save_dir", tmp_path / "run")
+    words = (*TRAINING, "--image_dir", photos, "--save_dir", tmp_path / "run")
     step = 0
     for _ in range(2):
         with Program(*words) as program:
@@ -91,7 +92,7 @@ def test_a_signal_to_the_main_process_alone_ends_a_training_well_too(tmp_path, p
 
 @pytest.mark.slow
 def test_the_processes_that_decode_images_do_not_outlive_a_killed_program(tmp_path, photos):
-    with Program("train_supernet.py", "run", "--image_dir", photos, *ENDLESS, "--save_dir", tmp_path / "run") as program:
+    with Program(*TRAINING, "--image_dir", photos, "--save_dir", tmp_path / "run") as program:
         program.until("step 1 ")
         program.process.kill()
         program.process.wait()
@@ -103,10 +104,10 @@ def test_the_processes_that_decode_images_do_not_outlive_a_killed_program(tmp_pa
 
 @pytest.mark.slow
 def test_a_process_that_decodes_images_and_dies_is_one_clear_sentence(tmp_path, photos):
-    with Program("train_supernet.py", "run", "--image_dir", photos, *ENDLESS, "--save_dir", tmp_path / "run") as program:
+    with Program(*TRAINING, "--image_dir", photos, "--save_dir", tmp_path / "run") as program:
         program.until("step 1 ")
-        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(program.process.pid)], capture_output=True, text=True)
-        os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
+        workers = subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(program.process.pid)], text=True)
+        os.kill(int(workers.split()[0]), signal.SIGKILL)
         ended = program.ended()
         assert ended.code == 2 and "Traceback" not in ended.err
         assert "error: a process that decodes training images has died" in ended.err

@@ -70,8 +70,8 @@ def test_the_road_from_digits_to_a_scored_submission_and_an_exported_subnet(tmp_
     assert "wrote out/submission.json: 5 archs on 360 images" in said.out and "PARTIAL" not in said.out
     good(run("eval_supernet.py", "verify", "--submission", "out/submission.json", "--archs", "archs.json",
              "--checkpoint", "train", cwd=tmp_path))
-    said = good(run("pretrain.py", "truth", *DIGITS, *size, "--archs", "archs.json", "--limit", 3, "--save_dir", "truth",
-                    "--truth", "truth.json", "--lr", 0.4, "--zero_residuals", cwd=tmp_path))
+    said = good(run("pretrain.py", "truth", *DIGITS, *size, "--archs", "archs.json", "--limit", 3, "--save_dir",
+                    "truth", "--truth", "truth.json", "--lr", 0.4, "--zero_residuals", cwd=tmp_path))
     assert "wrote truth.json: 3 archs" in said.out
     listed = load(tmp_path / "archs.json")
     assert [(key, entry["arch"]) for key, entry in load(tmp_path / "truth.json").items()] == [
