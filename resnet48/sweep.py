@@ -11,7 +11,7 @@ import time
 import numpy as np
 import paddle
 
-from . import cache, data, evaluate, runtime, tree, walk
+from . import cache, data, engine, evaluate, runtime, tree, walk
 from .errors import UserError
 from .evaluate import hits
 from .journal import Journal, work_off
@@ -21,6 +21,7 @@ ARCHS_PER_SHARD = 500  # the published list then costs 0.2 % more blocks than in
 SECONDS_PER_PIECE = 60  # aimed at; what an interruption may cost
 FLOPS_GUESS = {"cpu": 5e10, "gpu": 1e13}  # per core or device and second, to choose a chunk before anything ran
 SMALLEST_CHUNK = 16  # images; smaller ones leave a device idle
+DENSE_FROM = 200  # archs times chunks: fewer do not repay laying weights out as dense matrices
 RATE_ARCHS = 20  # walked to measure a rate
 SHARE_OF_MEMORY = 0.25  # of the machine's, divided among its processes
 
@@ -57,9 +58,10 @@ def run(net, journal, archs, images, config):
     order, calibration = chosen(images, config)
     pixels, labels = validation(images, order, config)
     kept = int(_memory() * SHARE_OF_MEMORY / 2)
+    dense_up_to = engine.DENSE_UP_TO if len(archs) * len(journal.chunks()) >= DENSE_FROM else engine.DENSE_ONCE_UP_TO
     if len(calibration):
         batch = cache.decoded(images.train, calibration, images.size, config, "calibration images")[0]
-        weights = walk.Weights(net, kept)
+        weights = walk.Weights(net, kept, dense_up_to=dense_up_to)
 
         def measure(piece):
             measuring = walk.Measuring()
@@ -69,7 +71,7 @@ def run(net, journal, archs, images, config):
         pieces = _left(journal, journal.statistics_pieces(), "statistics")
         for _ in runtime.progress(work_off(journal, pieces, measure, share), len(pieces), "statistics"):
             pass
-    weights = walk.Weights(net, kept, {"none": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.amp])
+    weights = walk.Weights(net, kept, {"none": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.amp], dense_up_to)
 
     def count(piece):
         first, last = (int(part) for part in piece.split("-")[1:3])

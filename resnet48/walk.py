@@ -8,6 +8,7 @@ import paddle.nn.functional as F
 
 from . import engine, layers
 from .arch import HEAD, Stem
+from .tree import BYTES
 
 
 class Tape:
@@ -53,21 +54,23 @@ def inherited(y, layer):
 class Weights:
     """Slices of the supernet's convolutions, laid out for the engine and kept for the next node that needs them.
 
-    bytes_kept: how much may be kept; the least recently used go first. dtype: of the computation.
+    bytes_kept: how much may be kept; the least recently used go first. dtype: of the computation. dense_up_to: see
+    `engine.convolution`; fixed for a whole evaluation, because the layout shows in the last digits of the logits.
     """
 
-    def __init__(self, net, bytes_kept, dtype="float32"):
-        self.net, self.bytes_kept, self.dtype = net, bytes_kept, dtype
+    def __init__(self, net, bytes_kept, dtype="float32", dense_up_to=engine.DENSE_UP_TO):
+        self.net, self.bytes_kept, self.dtype, self.dense_up_to = net, bytes_kept, dtype, dense_up_to
         self._kept, self._bytes = collections.OrderedDict(), 0
 
     def convolution(self, layer, width, in_width, size, stride=1):
+        """The convolution of the first channels, as a function of features of `size` pixels."""
         key = id(layer), width, in_width, size
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key][0]
-        weight = layer.weight[:width, :in_width].astype(self.dtype)
-        made = engine.convolution(weight, size, stride), 4 * int(weight.size) * max(1, min(size, 2) ** 2)
-        self._kept[key] = made
+        weight = paddle.assign(layer.weight[:width, :in_width]).astype(self.dtype)
+        made = engine.convolution(weight, size, stride, self.dense_up_to), BYTES * int(weight.size) * 16 // 9
+        self._kept[key] = made  # its bytes are those of the largest layout
         self._bytes += made[1]
         while self._bytes > self.bytes_kept and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1][1]
