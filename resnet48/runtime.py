@@ -135,7 +135,7 @@ def stoppable(farewell):
 
 
 class StopRequest:
-    """Remembers a signal that asks to stop, so that the loop can end at a step boundary.
+    """A block in which a signal that asks to stop is remembered, so that the loop can end at a step boundary.
 
     A second one gets the default treatment: the person means it.
     """
@@ -143,8 +143,14 @@ class StopRequest:
     def __init__(self):
         self.name = "another rank"
         self.asked = False
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number, _frame):
         self.name, self.asked = signal.Signals(number).name, True

@@ -30,8 +30,13 @@ def fit(net, objective, archs_of_step, images, config, watch):
     watch(net): accuracies in percent by name, after each `eval_freq` epochs and at the end, or None to go without;
     the checkpoint with the best mean is kept.
     Writes checkpoints, config.yaml and metrics.csv to `config.save_dir`.
-    Raises `Diverged` on a loss that is not finite, `SystemExit` (code 0) after a signal that asked to stop.
+    Raises `Diverged` on a loss or weights that are not finite, `SystemExit` (code 0) after a signal that asked to stop.
     """
+    with runtime.StopRequest() as stop:
+        return _fit(net, objective, archs_of_step, images, config, watch, stop)
+
+
+def _fit(net, objective, archs_of_step, images, config, watch, stop):
     ranks, rank = runtime.ranks(), runtime.rank()
     per_epoch = data.steps_per_epoch(images, config.batch_size, ranks)
     steps, warmup = config.max_epoch * per_epoch, optim.steps_of(config.warmup, per_epoch)
@@ -42,7 +47,7 @@ def fit(net, objective, archs_of_step, images, config, watch):
     state.update(_resume(net, optimizer, state, config))
     saved = state.pop("saved", None)
     runtime.same_everywhere(net.state_dict().values())
-    stop, meter, vote = runtime.StopRequest(), _Meter(state["step"]), False
+    meter, vote = _Meter(state["step"]), False
     table = _Table(config.save_dir, state["step"]) if rank == 0 else None
     if rank == 0:
         files.write_text(os.path.join(config.save_dir, "config.yaml"), settings.dump(config))
@@ -86,6 +91,7 @@ def fit(net, objective, archs_of_step, images, config, watch):
                         f"{name} {value:.2f} %" for name, value in state["accuracies"].items()))
             if stopping or epoch_ends and (epoch % config.save_freq == 0 or done == steps):
                 with meter.paused():
+                    _require_finite_weights(net, done, rate, config, archs_of_step(step))
                     if rank == 0:
                         saved = checkpoint.save(config.save_dir, net, optimizer, state, KEEP_CHECKPOINTS)
             if stopping:
@@ -177,13 +183,25 @@ def _shown(description):
 
 def _require_finite(row, config, archs):
     bad = [role for role, loss in row["losses"].items() if not np.isfinite(loss)]
-    if not bad:
-        return
+    if bad:
+        raise _diverged(f"the loss ({', '.join(bad)}) is not finite between steps {row['first_step']} and {row['step']}",
+                        row["lr"], config, archs)
+
+
+def _require_finite_weights(net, step, rate, config, archs):
+    """Before they are saved: the last step may have spoiled them though its loss was still finite."""
+    bad = [name for name, value in net.state_dict().items() if not paddle.isfinite(value).all()]
+    if bad:
+        raise _diverged(f"the weights ({len(bad)}, such as {bad[0]}) are not finite after step {step}", rate, config,
+                        archs)
+
+
+def _diverged(what, rate, config, archs):
     codes = ", ".join(f"{role} {arch.code}" for role, arch in archs)
     last = checkpoint.newest(config.save_dir, runtime.say)
-    raise Diverged(f"the loss ({', '.join(bad)}) is not finite between steps {row['first_step']} and {row['step']}, at "
-                   f"learning rate {row['lr']:.4g}{f', archs of the last step: {codes}' if codes else ''}; the last "
-                   f"good checkpoint is {last.path if last else 'none'}; a lower --lr or a longer --warmup may help")
+    return Diverged(f"{what}, at learning rate {rate:.4g}{f', archs of the last step: {codes}' if codes else ''}; "
+                    f"the last good checkpoint is {last.path if last else 'none'}; a lower --lr or a longer --warmup "
+                    "may help")
 
 
 class _Meter:
@@ -249,7 +267,8 @@ class _Table:
         rows = []
         if step and os.path.isfile(self.path):
             with open(self.path, newline="") as file:
-                rows = [row for row in csv.reader(file) if row]
+                *lines, _ = file.read().split("\n")  # what has no line's end was cut off in writing
+            rows = list(csv.reader(lines))
             rows = rows[:1] + [row for row in rows[1:] if int(row[1]) <= step]
         with files.replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
             csv.writer(file).writerows(rows)

@@ -151,7 +151,7 @@ def test_the_evaluation_view_is_resize_then_centre_crop(tmp_path, shape, size):
     assert np.abs(decoded(tmp_path / "image.png", size) - plain_eval_view(image, size)).max() <= 2
 
 
-@pytest.mark.parametrize("shape", [(900, 700), (701, 1203), (1601, 1199), (640, 640)],
+@pytest.mark.parametrize("shape", [(900, 700), (701, 1203), (1601, 1199), (640, 640), (320, 310)],
                          ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def test_the_evaluation_view_of_a_large_jpeg_is_close_to_it(tmp_path, shape):
     textured(*shape).save(tmp_path / "image.jpg", quality=92)
