@@ -20,7 +20,7 @@ def run(settings):
     net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
     entries = submission.read_list(settings.archs, net.space)
     chosen = submission.select(entries, settings.limit, settings.every, settings.keys)
-    images = data.load(settings)
+    images = data.load(as_trained(settings, found))
     checkpoint.require_classes(net, images, settings.checkpoint)
     if settings.dry_run:
         return dry_run(net, digest, chosen, images, settings)
@@ -99,13 +99,20 @@ def verify(settings):
 def export(settings):
     """Write one subnet, calibrated, as an inference model for paddle.inference."""
     config.require(settings, "checkpoint", "arch")
-    net = checkpoint.build_supernet(checkpoint.read(settings.checkpoint))
-    arch, images = ArchConfig.parse(settings.arch, net.space), data.load(settings)
+    found = checkpoint.read(settings.checkpoint)
+    net = checkpoint.build_supernet(found)
+    arch, images = ArchConfig.parse(settings.arch, net.space), data.load(as_trained(settings, found))
     checkpoint.require_classes(net, images, settings.checkpoint)
     subnet = models.extract(net, arch)
     evaluate.calibrate_alone(subnet, evaluate.calibration_images(images, settings))
     save_inference(subnet, images.size, settings.output)
     print(f"wrote {settings.output}.*: input float32 [N, 3, {images.size}, {images.size}], normalised RGB")
+
+
+def as_trained(settings, found):
+    """The settings with the image size of the training, unless they say another."""
+    size = settings.image_size or found.state.get("settings", {}).get("image_size")
+    return dataclasses.replace(settings, image_size=size)
 
 
 def main(argv=None):

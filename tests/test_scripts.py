@@ -229,6 +229,17 @@ def test_two_evaluations_of_one_checkpoint_are_the_same_to_the_byte(tmp_path, ph
     assert (tmp_path / "e.json").read_bytes() == first
 
 
+def test_images_are_as_large_as_in_the_training_unless_told_otherwise(tmp_path, photos, supernet, some_archs):
+    words = ("run", "--checkpoint", supernet, "--archs", some_archs, "--image_dir", photos, "--calib_images", 8)
+    for name, more in (("a", ()), ("b", ("--image_size", 32)), ("c", ("--image_size", 48))):
+        good(call("eval_supernet.py", *words, "--output", tmp_path / f"{name}.json", *more))
+    assert [load(tmp_path / f"{name}.manifest.json")["image_size"] for name in "abc"] == [32, 32, 48]
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    said = good(call("eval_supernet.py", "export", "--checkpoint", supernet, "--arch", SMALLEST, "--image_dir", photos,
+                     "--calib_images", 8, "--output", tmp_path / "subnet"))
+    assert "[N, 3, 32, 32]" in said.out
+
+
 def test_a_limited_evaluation_says_that_it_is_partial_and_is_not_ready_to_hand_in(
         tmp_path, photos, supernet, some_archs):
     said = evaluate(supernet, photos, some_archs, tmp_path / "part.json", "--limit", 2)
