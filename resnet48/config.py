@@ -48,7 +48,7 @@ class DataConfig:
 
     image_dir: str | None = option(None, "folder with train/<class>/ and val/<class>/; "
                                          "without it the built-in handwritten digits")
-    image_size: int | None = option(None, "height and width in pixels [as trained, for a checkpoint; else 224, 32 for digits]",
+    image_size: int | None = option(None, "height and width in pixels [that of the checkpoint; 224; 32 for the digits]",
                                     least=1)
     num_workers: int = option(2, "processes that decode training images (0: none), threads that decode others", least=0)
     skip_bad_images: bool = option(False, "leave unreadable validation and calibration images out instead of stopping")
