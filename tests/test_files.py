@@ -2,6 +2,8 @@ import hashlib
 import os
 import re
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -136,7 +138,10 @@ def test_json_reads_back_in_the_order_it_was_written(tmp_path):
     (b'{"a": "\xff"}', "arch list {path} is not a text file: invalid start byte at byte 7"),
     (b'{"a": 1, "a": 2}', "arch list {path}: the key 'a' stands there twice"),
     (b'{"a": {"acc": 1, "acc": 1}}', "arch list {path}: the key 'acc' stands there twice"),
-])
+    (b"[" * 100_000 + b"]" * 100_000, "arch list {path} is nested too deeply to be read"),
+    (b'{"a": ' * 100_000, "arch list {path} is nested too deeply to be read"),
+    (b'{"a": -' + b"9" * 5000 + b"}", "arch list {path} holds a number that is too long to be read"),
+], ids=["no value", "empty", "two values", "not text", "key twice", "key twice below", "arrays", "objects", "number"])
 def test_malformed_json_is_refused_by_name_and_place(tmp_path, content, words):
     path = tmp_path / "list.json"
     path.write_bytes(content)
@@ -152,6 +157,37 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="^cannot read arch list .*: Is a directory$"):
         files.read_json(str(tmp_path), "arch list")
 
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"not an array at all"])
+def test_an_array_that_cannot_be_read_is_named_and_may_be_deleted(tmp_path, content):
+    (tmp_path / "piece.npy").write_bytes(content)
+    for path in (str(tmp_path / "piece.npy"), str(tmp_path / "missing.npy")):
+        with pytest.raises(UserError, match=f"^{re.escape(path)} is not readable .*; delete it and it is made again$"):
+            files.read_array(path)
+
+
+# ---- locked
+
+def test_a_lock_makes_its_folder_and_is_held_until_the_block_ends(tmp_path):
+    path = str(tmp_path / "a" / "b" / "lock")
+    try_it = f"import fcntl; fcntl.lockf(open({path!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+    def is_free():
+        return subprocess.run([sys.executable, "-c", try_it], stderr=subprocess.DEVNULL).returncode == 0
+
+    with files.locked(path):
+        assert not is_free()
+    assert is_free()
+
+
+def test_a_lock_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(UserError, match="^cannot write .*: a file stands where the folder .* should be$"):
+        with files.locked(str(tmp_path / "file" / "lock")):
+            pass
+
+
+# ---- sha256_of
 
 def test_the_digest_is_that_of_the_whole_file(tmp_path):
     content = b"0123456789" * 300_000  # more than one block of reading

@@ -1,0 +1,298 @@
+"""Pieces that are files: who does them, what is kept, what is counted. No Paddle in here."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from resnet48.errors import UserError
+from resnet48.journal import Journal, claimed, work_off
+
+INPUTS = {"weights": "w", "validation": "v"}
+CODES = [["arch1", "c1"], ["arch2", "c2"], ["arch3", "c3"]]
+
+
+def open_journal(root, inputs=INPUTS, codes=CODES, images=10, chunk=4, shards=2, fresh=False):
+    return Journal.open(str(root), inputs, codes, images, chunk, shards, fresh)
+
+
+def rows(piece):
+    """Counts for a piece over CODES in two shards: archs 2 and 0, then arch 1."""
+    return np.array([[2, 1, 2], [0, 1, 3]] if piece.endswith("0000") else [[1, 2, 2]])
+
+
+def fill(journal, pieces):
+    for piece in pieces:
+        journal.write(piece, rows(piece))
+
+
+def holder(path):
+    """A process that holds the claim on a path until it is killed."""
+    process = subprocess.Popen([sys.executable, "-c", f"""
+import time
+from resnet48.journal import claimed
+with claimed({path!r}) as mine:
+    print(mine, flush=True)
+    time.sleep(600)
+"""], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "True\n"
+    return process
+
+
+def end(process):
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+# ---- what a journal is named by
+
+def test_the_same_inputs_find_the_same_journal_again(tmp_path):
+    fill(open_journal(tmp_path), ["counts-0000000-0000004-0000"])
+    assert open_journal(tmp_path).has("counts-0000000-0000004-0000")
+
+
+@pytest.mark.parametrize("change", [
+    {"inputs": {**INPUTS, "weights": "others"}}, {"inputs": {**INPUTS, "one more": None}}, {"inputs": {"weights": "w"}},
+    {"codes": CODES[:2]}, {"codes": CODES[::-1]}, {"codes": [*CODES[:2], ["arch3", "c4"]]},
+    {"codes": [*CODES[:2], ["arch4", "c3"]]}, {"images": 9}], ids=str)
+def test_a_change_of_anything_that_counts_depend_on_is_another_journal(tmp_path, change):
+    before = open_journal(tmp_path)
+    fill(before, before.counts_pieces())
+    changed = open_journal(tmp_path, **change)
+    assert changed.folder != before.folder
+    assert not any(map(changed.has, changed.counts_pieces()))
+    assert before.counts()[1] == 10
+
+
+def test_chunk_and_shards_stay_those_of_whoever_began(tmp_path):
+    open_journal(tmp_path, chunk=4, shards=2)
+    plan = open_journal(tmp_path, chunk=7, shards=3).plan
+    assert (plan["chunk"], plan["shards"]) == (4, 2)
+
+
+def test_many_that_begin_at_once_work_by_one_and_the_same_plan(tmp_path):
+    begin = (f"import sys; from resnet48.journal import Journal; chunk = int(sys.argv[1]); print('ready', flush=True); "
+             f"sys.stdin.readline(); print(Journal.open({str(tmp_path)!r}, {{}}, [], 100, chunk, 1).plan['chunk'])")
+    processes = [subprocess.Popen([sys.executable, "-c", begin, str(chunk)], cwd=ROOT, stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, text=True) for chunk in range(1, 7)]
+    for process in processes:
+        process.stdout.readline()
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert len({process.communicate()[0] for process in processes}) == 1
+
+
+def test_fresh_forgets_this_evaluation_and_no_other(tmp_path):
+    this, other = open_journal(tmp_path), open_journal(tmp_path, images=9)
+    for journal in (this, other):
+        fill(journal, journal.counts_pieces())
+    again = open_journal(tmp_path, chunk=5, fresh=True)
+    assert again.folder == this.folder and again.plan["chunk"] == 5
+    assert not any(map(again.has, again.counts_pieces()))
+    assert other.counts()[1] == 9
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(UserError, match="^cannot write .*: a file stands where the folder .* should be$"):
+        open_journal(tmp_path / "file")
+
+
+# ---- pieces
+
+@pytest.mark.parametrize("images, chunk, expected", [
+    (10, 4, [(0, 4), (4, 8), (8, 10)]), (10, 10, [(0, 10)]), (10, 99, [(0, 10)]), (3, 1, [(0, 1), (1, 2), (2, 3)])])
+def test_chunks_take_every_image_once(tmp_path, images, chunk, expected):
+    journal = open_journal(tmp_path, images=images, chunk=chunk)
+    assert journal.chunks() == expected
+    assert len(set(journal.counts_pieces())) == 2 * len(expected)
+
+
+def test_counts_are_those_of_the_chunks_that_are_done_for_all_archs(tmp_path):
+    journal = open_journal(tmp_path)
+    assert journal.counts()[1] == 0 and journal.progress()[:3] == ([], 0, 6)
+    first, second, third = (journal.counts_pieces(chunk) for chunk in journal.chunks())
+    fill(journal, [*first, second[0], third[1]])
+    counts, images = journal.counts()
+    assert images == 4 and counts.tolist() == [[1, 3], [2, 2], [1, 2]]
+    assert journal.progress()[:3] == ([(0, 4)], 4, 6)
+    fill(journal, [third[0]])
+    counts, images = journal.counts()
+    assert images == 6 and counts.tolist() == [[2, 6], [4, 4], [2, 4]]
+    fill(journal, [second[1]])
+    assert journal.counts()[1] == 10 and journal.progress()[1:3] == (6, 6)
+
+
+class Interrupting:
+    """Interrupts whoever writes it to a file."""
+
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+def test_half_written_pieces_count_for_nothing(tmp_path):
+    journal = open_journal(tmp_path)
+    piece = journal.counts_pieces()[0]
+    half = np.array([Interrupting()], dtype=object)
+    with pytest.raises(KeyboardInterrupt):
+        journal.write(piece, half)
+    assert os.listdir(journal.folder) == ["plan.json"]
+    with open(os.path.join(journal.folder, f".{piece}.npy.abc123.npy"), "wb") as file:  # what a killed process leaves
+        file.write(b"half")
+    assert not journal.has(piece) and journal.progress()[1] == 0
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("tear", [lambda content: b"", lambda content: content[:40], lambda content: content[:-5],
+                                  lambda content: b"x" * len(content)], ids=["empty", "head", "tail", "noise"])
+def test_a_torn_piece_is_named_and_one_is_told_to_delete_it(tmp_path, tear, mapped):
+    journal = open_journal(tmp_path)
+    fill(journal, journal.counts_pieces())
+    piece = journal.counts_pieces()[3]
+    with open(journal.path(piece), "rb") as file:
+        content = file.read()
+    with open(journal.path(piece), "wb") as file:
+        file.write(tear(content))
+    for read in (journal.counts, lambda: journal.read(piece, mapped)):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{journal.path(piece)} is not readable (")
+        assert str(caught.value).endswith("); delete it and it is made again")
+
+
+def test_without_an_evaluation_the_error_says_what_begins_one(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other" / "folder").mkdir(parents=True)
+    for root in ("missing", "empty", "other"):
+        with pytest.raises(UserError) as caught:
+            Journal.newest(str(tmp_path / root))
+        assert str(caught.value) == f"there is no evaluation in {tmp_path / root}; `eval_supernet.py run` begins one"
+
+
+def test_the_newest_is_the_one_that_was_worked_on_last(tmp_path):
+    journals = [open_journal(tmp_path, images=images) for images in (5, 6, 7)]
+    for age, journal in zip((30, 10, 20), journals):
+        os.utime(journal.folder, (1e9 - age, 1e9 - age))
+    assert Journal.newest(str(tmp_path)).plan["images"] == 6
+
+
+# ---- work that is shared
+
+def test_only_pieces_that_are_not_there_are_done_and_all_are_told(tmp_path):
+    journal = open_journal(tmp_path)
+    pieces, done = journal.counts_pieces(), []
+    fill(journal, pieces[1:3])
+
+    def do(piece):
+        done.append(piece)
+        fill(journal, [piece])
+
+    assert sorted(work_off(journal, pieces, do, (0, 1))) == pieces
+    assert done == [pieces[0], *pieces[3:]]
+    assert sorted(work_off(journal, pieces, do, (0, 1))) == pieces
+    assert len(done) == 4
+    assert not [name for name in os.listdir(journal.folder) if name.endswith(".lock")]
+
+
+def test_ranks_begin_at_different_places_and_each_would_do_all(tmp_path):
+    firsts = []
+    for rank in range(3):
+        journal, done = open_journal(tmp_path / str(rank)), []
+
+        def do(piece):
+            done.append(piece)
+            fill(journal, [piece])
+
+        list(work_off(journal, journal.counts_pieces(), do, (rank, 3)))
+        assert sorted(done) == journal.counts_pieces()
+        firsts.append(done[0])
+    assert firsts == journal.counts_pieces()[::2]
+
+
+def test_a_piece_in_other_hands_is_left_alone_until_its_process_is_gone(tmp_path, monkeypatch):
+    journal, done = open_journal(tmp_path), []
+    pieces = journal.counts_pieces()
+    other = holder(journal.path(pieces[0]))
+
+    def do(piece):
+        done.append(piece)
+        fill(journal, [piece])
+
+    def wait(_seconds):
+        assert done == pieces[1:]  # all but the one that is held, which is not there yet
+        end(other)
+
+    monkeypatch.setattr("time.sleep", wait)
+    assert list(work_off(journal, pieces, do, (0, 1))) == [*pieces[1:], pieces[0]]
+    assert done == [*pieces[1:], pieces[0]]
+
+
+def test_a_piece_that_another_process_finishes_meanwhile_is_not_done_again(tmp_path, monkeypatch):
+    journal, done = open_journal(tmp_path), []
+    held, looked_at, *rest = journal.counts_pieces()
+    other = holder(journal.path(held))
+
+    def wait(_seconds):
+        fill(journal, [held])
+        end(other)
+
+    @contextlib.contextmanager
+    def claimed_late(path):
+        if path == journal.path(looked_at):  # finished and given back between a look at the folder and the claim
+            fill(journal, [looked_at])
+        with claimed(path) as mine:
+            yield mine
+
+    monkeypatch.setattr("time.sleep", wait)
+    monkeypatch.setattr("resnet48.journal.claimed", claimed_late)
+    list(work_off(journal, journal.counts_pieces(), lambda each: (done.append(each), fill(journal, [each])), (0, 1)))
+    assert done == rest
+
+
+def test_what_fails_gives_its_piece_back(tmp_path):
+    journal = open_journal(tmp_path)
+    piece = journal.counts_pieces()[0]
+
+    def fail(_piece):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(work_off(journal, [piece], fail, (0, 1)))
+    assert os.listdir(journal.folder) == ["plan.json"]
+    process = holder(journal.path(piece))
+    end(process)
+
+
+def test_a_claim_is_one_processs_at_a_time_and_free_after_its_death(tmp_path):
+    path = str(tmp_path / "piece")
+    other = holder(path)
+    with claimed(path) as mine:
+        assert not mine
+    end(other)
+    with claimed(path) as mine:
+        assert mine
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_there_are_no_locks_everybody_works(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    journal = open_journal(tmp_path)
+    list(work_off(journal, journal.counts_pieces(), lambda piece: fill(journal, [piece]), (0, 1)))
+    assert journal.counts()[1] == 10
+
+
+def test_a_journal_that_is_deleted_meanwhile_is_one_sentence(tmp_path):
+    journal = open_journal(tmp_path)
+    os.unlink(os.path.join(journal.folder, "plan.json"))
+    os.rmdir(journal.folder)
+    with pytest.raises(UserError, match="^cannot go on in .*: No such file or directory$"):
+        list(work_off(journal, journal.counts_pieces(), None, (0, 1)))
