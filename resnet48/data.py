@@ -211,7 +211,7 @@ def normalize(images):
     """uint8 [N, 3, S, S] on any device to float32 with ImageNet's mean and deviation taken out."""
     mean = paddle.to_tensor([255 * value for value in MEAN], "float32")
     variance = paddle.to_tensor([(255 * value) ** 2 for value in STD], "float32")
-    # The batch-norm kernel, because broadcasting is tens of times slower on a CPU.
+    # The batch-norm kernel, because broadcasting is far slower on a CPU.
     return F.batch_norm(images.astype("float32"), mean, variance, training=False, epsilon=0.0)
 
 

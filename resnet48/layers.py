@@ -41,7 +41,7 @@ def linear(x, layer):
 def _first(weight, *widths):
     """The leading part of a weight along its first axes; the weight itself where nothing is cut.
 
-    By `split` and not by a slice: its gradient is a concatenation, 8 to 15 times faster than the slice's on a CPU.
+    By `split` and not by a slice: its gradient is a concatenation, much cheaper than the slice's on a CPU.
     """
     for axis, width in enumerate(widths):
         if width != weight.shape[axis]:
@@ -57,7 +57,7 @@ def moments(x):
     if not x.place.is_cpu_place():
         mean = x.mean(axis=[0, 2, 3])
         return mean, (x - mean.reshape([1, -1, 1, 1])).square().mean(axis=[0, 2, 3])
-    # On a CPU the batch-norm kernel takes the same two passes, and broadcasting is tens of times slower than it. With
+    # On a CPU the batch-norm kernel takes the same two passes, and broadcasting is far slower than it. With
     # momentum 0 it keeps nothing of the old statistics. (cuDNN's would give the unbiased variance.)
     mean, variance = paddle.zeros([x.shape[1]]), paddle.ones([x.shape[1]])
     F.batch_norm(x, mean, variance, training=True, momentum=0.0)
