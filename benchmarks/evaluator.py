@@ -17,7 +17,7 @@ import time
 
 import common
 
-SIZES = {32: (40, 128), 64: (40, 64), 224: (24, 12)}  # pixels: (archs, images)
+SIZES = {32: (12, 128), 64: (12, 64), 224: (6, 12)}  # pixels: (archs, images)
 CLASSES = 1000
 
 
