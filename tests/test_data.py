@@ -93,10 +93,12 @@ def test_hidden_files_hidden_folders_and_other_files_are_not_images(tmp_path):
     root = make_folder(tmp_path, {"cat": 1}, {"cat": 1})
     (tmp_path / "train" / "cat" / "._0.png").write_text("a Mac's shadow file")
     (tmp_path / "train" / "cat" / "labels.csv").write_text("0")
+    halves().save(tmp_path / "train" / "cat" / "1.JPEG")
     (tmp_path / "train" / "list.txt").write_text("cat")
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
     images = load(root)
-    assert images.classes == ("cat",) and len(images.train) == 1
+    assert images.classes == ("cat",)
+    assert [path.split("/")[-1] for path in images.train.images] == ["0.png", "1.JPEG"]
 
 
 # ---- decoding

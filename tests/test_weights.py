@@ -32,7 +32,7 @@ def wrapped(name):
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "_layers.", "model._layers.", "_layers.model.",
-                                    "_layers.model._layers."])
+                                    "_layers.model._layers.", "model._layers.model._layers."])
 @pytest.mark.parametrize("teacher", [None, "ofa_teacher_model.", "ofa_teacher_model.model.",
                                      "_layers.ofa_teacher_model.model."])
 def test_foreign_names_are_read_as_our_own_and_a_teacher_beside_them_is_left_out(prefix, teacher):
