@@ -35,10 +35,12 @@ def read_list(path, space=FULL):
 def select(entries, limit=None, every=1, keys=None):
     """Part of a list, in its order: every K-th entry or those with the given keys (comma-separated), then the first N.
 
-    Raises `UserError` for a key that is not in the list.
+    Raises `UserError` for a key that is not in the list, and for both at once.
     """
     chosen = entries[::every]
     if keys is not None:
+        if every > 1:
+            raise UserError("--every and --keys each say which archs; only one of them can be given")
         wanted = dict.fromkeys(key.strip() for key in keys.split(","))
         unknown = wanted.keys() - {entry.key for entry in entries}
         if unknown:

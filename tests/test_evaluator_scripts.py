@@ -1,0 +1,232 @@
+"""The evaluator's command line: run, plan, status; parts of a list, interruptions, what is there so far."""
+
+import json
+import os
+import re
+import signal
+
+import evaluation
+import pytest
+from commands import call, good
+
+from resnet48 import sweep, walk
+
+SCRIPT = "eval_supernet.py"
+ARCHS = 7
+
+
+def load(path):
+    with open(path) as file:
+        return json.load(file)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return evaluation.write_supernet(tmp_path_factory.mktemp("supernet"))
+
+
+@pytest.fixture(scope="module")
+def archs(tmp_path_factory):
+    return evaluation.write_archs(tmp_path_factory.mktemp("list"), ARCHS)
+
+
+@pytest.fixture(autouse=True)
+def three_archs_per_shard(monkeypatch):
+    monkeypatch.setattr(sweep, "ARCHS_PER_SHARD", 3)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, weights, archs):
+    """The folder of an evaluation of the whole list, in four chunks and three shards."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sweep, "ARCHS_PER_SHARD", 3)
+        good(call(SCRIPT, *evaluation.words(weights, archs, folder / "s.json")))
+    return folder
+
+
+def assert_as_undisturbed(folder, undisturbed):
+    for name in ("s.json", "s.counts.json"):
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def refusal(*words):
+    """The one sentence of a program that refuses its input."""
+    ended = call(SCRIPT, *words)
+    assert ended.code == 2 and len(ended.own_errors()) == 1, ended
+    return ended.own_errors()[0]
+
+
+def signal_at(monkeypatch, number, call_of_walk):
+    """Send this process a signal as that walk over a shard begins."""
+    calls, original = [], walk.run
+
+    def run(*arguments):
+        calls.append(1)
+        if len(calls) == call_of_walk:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    monkeypatch.setattr(walk, "run", run)
+
+
+def pieces(folder, kind):
+    return sorted(path.name for path in folder.glob(f"s.journal/*/{kind}-*"))
+
+
+# ---- run
+
+@pytest.mark.parametrize("part, expected", [
+    (("--limit", 3), slice(3)), (("--every", 3), slice(None, None, 3)), (("--limit", 100), slice(None)),
+    (("--every", 2, "--limit", 2), slice(0, 4, 2)), (("--keys", "{5}, {1}"), (1, 5)),
+    (("--keys", "{6},{2},{6}", "--limit", 1), (2,))], ids=str)
+def test_a_part_of_the_list_gets_the_counts_that_the_whole_list_gets(
+        tmp_path, weights, archs, undisturbed, part, expected):
+    keys = list(load(archs))
+    part = [word.format(*keys) if isinstance(word, str) else word for word in part]
+    said = good(call(SCRIPT, *evaluation.words(weights, archs, tmp_path / "s.json", *part))).out
+    chosen = keys[expected] if isinstance(expected, slice) else [keys[place] for place in expected]
+    whole, found = load(undisturbed / "s.counts.json"), load(tmp_path / "s.counts.json")
+    assert list(load(tmp_path / "s.json")) == list(found["counts"]) == chosen
+    assert found["images"] == evaluation.IMAGES
+    assert found["counts"] == {key: whole["counts"][key] for key in chosen}
+    assert (f"PARTIAL: {len(chosen)} of the list's {ARCHS} archs" in said) == (len(chosen) < ARCHS)
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_key_that_is_not_in_the_list_is_refused(tmp_path, weights, archs, command):
+    words = evaluation.words(weights, archs, tmp_path / "s.json") if command == "run" else ["plan", "--archs", archs]
+    assert refusal(*words, "--keys", "arch1,arch9") == "error: --keys: 'arch9' is not in the list"
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_ways_to_choose_archs_at_once_are_refused(tmp_path, weights, archs):
+    words = evaluation.words(weights, archs, tmp_path / "s.json", "--keys", "arch1", "--every", 2)
+    assert refusal(*words) == "error: --every and --keys each say which archs; only one of them can be given"
+
+
+@pytest.mark.parametrize("chunk", ["0", "-1", "x", "1.5", "1e3", ""])
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_chunk_that_is_no_number_of_images_is_refused(tmp_path, weights, archs, command, chunk):
+    words = evaluation.words(weights, archs, tmp_path / "s.json") if command == "run" else ["plan", "--archs", archs]
+    assert refusal(*words, f"--chunk={chunk}").startswith("error: --chunk ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_chunk_is_chosen_where_none_is_given(tmp_path, weights, archs, undisturbed):
+    words = evaluation.words(weights, archs, tmp_path / "s.json")
+    place = words.index("--chunk")
+    good(call(SCRIPT, *words[:place], *words[place + 2:]))
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
+def test_running_again_says_that_all_is_there_and_writes_the_same(tmp_path, weights, archs, undisturbed):
+    words = evaluation.words(weights, archs, tmp_path / "s.json")
+    good(call(SCRIPT, *words))
+    os.unlink(tmp_path / "s.json")
+    said = good(call(SCRIPT, *words)).out
+    assert "statistics: 3 of 3 pieces are there already\ncounts: 12 of 12 pieces are there already\n" in said
+    assert_as_undisturbed(tmp_path, undisturbed)
+    assert "already" not in good(call(SCRIPT, *words, "--fresh")).out
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
+def test_one_by_one_and_kept_images_give_the_same_submission(tmp_path, weights, archs, undisturbed):
+    for more in (("--one_by_one",), ("--cache_dir", tmp_path / "cache")):
+        good(call(SCRIPT, *evaluation.words(weights, archs, tmp_path / "s.json", *more)))
+        assert_as_undisturbed(tmp_path, undisturbed)
+
+
+# ---- interruptions
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("walks", [1, 3, 4, 9, 15])
+def test_a_signal_ends_it_with_one_sentence_and_the_same_command_goes_on(
+        tmp_path, monkeypatch, weights, archs, undisturbed, number, walks):
+    words = evaluation.words(weights, archs, tmp_path / "s.json")
+    with monkeypatch.context() as patched:
+        signal_at(patched, number, walks)
+        ended = call(SCRIPT, *words)
+    assert ended.code == 0 and ended.own_errors() == []
+    assert ended.out.splitlines()[-1] == (f"stopped by {signal.Signals(number).name}: what is finished is kept in "
+                                          f"{tmp_path / 's.journal'}, the same command goes on")
+    assert not (tmp_path / "s.json").exists()
+    assert len(pieces(tmp_path, "statistics")) == min(walks - 1, 3)
+    assert len(pieces(tmp_path, "counts")) == max(walks - 4, 0)
+    assert not [path for path in tmp_path.glob("s.journal/*/*") if path.name.endswith(".lock") or path.name[0] == "."]
+    assert ("already" in good(call(SCRIPT, *words)).out) == (walks > 1)
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
+def test_the_reference_says_that_nothing_is_kept_of_it(tmp_path, monkeypatch, weights, archs):
+    monkeypatch.setattr(sweep.evaluate, "one_by_one", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    ended = call(SCRIPT, *evaluation.words(weights, archs, tmp_path / "s.json", "--one_by_one"))
+    assert ended.code == 0 and ended.out.splitlines()[-1] == "stopped by SIGTERM: nothing is kept of --one_by_one"
+    assert os.listdir(tmp_path) == []
+
+
+# ---- status
+
+def test_status_says_how_far_it_is_and_writes_what_is_there_so_far(
+        tmp_path, monkeypatch, weights, archs, undisturbed):
+    words, so_far = evaluation.words(weights, archs, tmp_path / "s.json"), tmp_path / "so_far.json"
+    status = ("status", "--output", tmp_path / "s.json")
+    with monkeypatch.context() as patched:
+        signal_at(patched, signal.SIGTERM, 6)  # after three pieces of statistics and two of counts
+        call(SCRIPT, *words)
+    assert "2 of 12 pieces (16.7%)" in good(call(SCRIPT, *status)).out
+    assert refusal(*status, "--write", so_far) == ("error: no chunk of images is done for all archs yet, so there is "
+                                                   "nothing to write")
+    assert not so_far.exists()
+    with monkeypatch.context() as patched:
+        signal_at(patched, signal.SIGTERM, 6)  # five more: two chunks whole, and one piece of the third
+        call(SCRIPT, *words)
+    said = good(call(SCRIPT, *status, "--write", so_far)).out
+    assert "7 of 12 pieces (58.3%)" in said and "2 of 4 chunks are done for all archs: 32 of 60 images" in said
+    assert f"wrote {so_far}: 7 archs, UNFINISHED: on 32 of 60 images so far" in said
+    listed, written = load(archs), load(so_far)
+    assert [(key, entry["arch"]) for key, entry in written.items()] == [
+        (key, entry["arch"]) for key, entry in listed.items()]
+    assert all(float(entry["acc"] * 32 / 100).is_integer() for entry in written.values())
+    mean = re.search(r"top-1 so far: mean (\S+) %", said).group(1)
+    assert mean == f"{sum(entry['acc'] for entry in written.values()) / ARCHS:.2f}"
+    assert "manifest" in refusal("verify", "--submission", so_far, "--archs", archs)
+    good(call(SCRIPT, *words))
+    said = good(call(SCRIPT, *status, "--write", so_far)).out
+    assert "12 of 12 pieces (100.0%)" in said and f"wrote {so_far}: 7 archs, on all 60 images" in said
+    assert "left" not in said and "UNFINISHED" not in said
+    assert so_far.read_bytes() == (undisturbed / "s.json").read_bytes()
+
+
+def test_status_without_an_evaluation_says_what_begins_one(tmp_path):
+    assert refusal("status", "--output", tmp_path / "s.json") == (
+        f"error: there is no evaluation in {tmp_path / 's.journal'}; `eval_supernet.py run` begins one")
+
+
+# ---- plan
+
+def test_a_plan_without_a_rate_measures_one(archs):
+    said = good(call(SCRIPT, "plan", "--archs", archs, "--base_channels", "4,8,16,32", "--divisor", 1,
+                     "--image_size", 32, "--images", 360, "--num_classes", 10, "--chunk", 100)).out
+    assert "7 archs at 32 px, 10 classes" in said and "measured on a few of these archs" in said
+    assert re.search(r"shards, chunks, pieces +3, 4 of up to 100 images, 12;", said)
+
+
+def test_a_plan_for_more_processes_or_fewer_images_takes_less_time(archs):
+    def hours(*words):
+        said = good(call(SCRIPT, "plan", "--archs", archs, "--gflops", 0.01, *words)).out
+        return float(re.search(r"([\d.]+) days\n", said).group(1)) * 24
+
+    one = hours("--images", 50_000, "--calib_images", 0)
+    assert hours("--images", 50_000, "--calib_images", 0, "--ranks", 4) == pytest.approx(one / 4, rel=1e-2)
+    assert hours("--images", 25_000, "--calib_images", 0) == pytest.approx(one / 2, rel=1e-2)
+    assert hours("--images", 25_000, "--calib_images", 25_000) == pytest.approx(one, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_the_plan_of_the_published_list_says_what_sharing_saves(monkeypatch, published):
+    monkeypatch.setattr(sweep, "ARCHS_PER_SHARD", 500)
+    said = good(call(SCRIPT, "plan", "--archs", published, "--gflops", 1000)).out
+    assert re.search(r"nodes of the tree +412795\n", said)
+    assert "2.9718 alone, 1.5862 shared, a factor of 1.874" in said
+    assert re.search(r"shards, chunks, pieces +90, ", said) and "costs 0.17% more" in said
