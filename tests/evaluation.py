@@ -2,9 +2,11 @@
 
 import json
 import os
+import threading
 
 import numpy as np
 import paddle
+from tqdm import tqdm
 
 from resnet48 import checkpoint, sweep
 from resnet48.arch import FULL, POOL
@@ -43,5 +45,6 @@ def run(archs_per_shard, command_line):
     """In a process of its own: evaluate in several shards."""
     import eval_supernet  # here: imported already where this is called, and slow to import where it is not
 
+    tqdm.set_lock(threading.RLock())  # its own is shared by processes, and one that is killed would be reported for it
     sweep.ARCHS_PER_SHARD = archs_per_shard
     eval_supernet.main(command_line)
