@@ -158,6 +158,7 @@ def test_each_arch_is_counted_as_if_it_were_the_only_one_and_the_net_is_left_as_
 
 def test_calibration_uses_the_calibration_images_and_without_them_the_inherited_statistics(supernet, rng):
     arch, given, seen = SPACE.sample(rng), data.normalize(paddle.to_tensor(pixels())), []
+    before = values(supernet)
 
     def forward_seen(forward, *_):
         seen.append(forward(given).numpy())
@@ -167,6 +168,8 @@ def test_calibration_uses_the_calibration_images_and_without_them_the_inherited_
         patch.setattr(evaluate, "count_correct", forward_seen)
         list(evaluate.one_by_one(supernet, [arch], None, pixels(), labels(), 5))
         list(evaluate.one_by_one(supernet, [arch], pixels(seed=2), pixels(), labels(), 5))
+    assert same(values(supernet), before)
+    supernet.eval()
     with paddle.no_grad():
         assert np.allclose(seen[0], supernet(given, arch, norm=layers.batch_norm).numpy(), rtol=1e-4)
         calibrated = supernet(given, arch, norm=evaluate.calibrate(supernet, arch, pixels(seed=2)).apply).numpy()
