@@ -184,8 +184,8 @@ def _shown(description):
 def _require_finite(row, config, archs):
     bad = [role for role, loss in row["losses"].items() if not np.isfinite(loss)]
     if bad:
-        raise _diverged(f"the loss ({', '.join(bad)}) is not finite between steps {row['first_step']} and {row['step']}",
-                        row["lr"], config, archs)
+        where = f"between steps {row['first_step']} and {row['step']}"
+        raise _diverged(f"the loss ({', '.join(bad)}) is not finite {where}", row["lr"], config, archs)
 
 
 def _require_finite_weights(net, step, rate, config, archs):
