@@ -1,5 +1,6 @@
 """Evaluations that are killed, and evaluations that several processes share: the submission is the same to the byte."""
 
+import io
 import os
 import signal
 import subprocess
@@ -36,11 +37,11 @@ def words(weights, archs):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, words):
-    """(folder of an evaluation that nothing disturbed, the seconds it took)."""
+    """(folder of an evaluation that nothing disturbed, the seconds it took with slow writes)."""
     folder, started = tmp_path_factory.mktemp("undisturbed"), None
     for _ in range(2):  # the first time waits for the server that forks
         started = time.monotonic()
-        finish(processes.start(evaluation.run, PER_SHARD, words(folder, "--fresh")))
+        finish(processes.start(run_with_slow_writes, words(folder, "--fresh")))
     return folder, time.monotonic() - started
 
 
@@ -72,12 +73,27 @@ def remove(folder):
 
 # ---- killed
 
+def run_with_slow_writes(command_line):
+    """In a process of its own: evaluate, but leave every piece half written for a while."""
+    def save(path, array):
+        content = io.BytesIO()
+        np.lib.format.write_array(content, array)
+        with open(path, "wb") as file:
+            for half in np.array_split(np.frombuffer(content.getvalue(), "uint8"), 2):
+                file.write(half.tobytes())
+                file.flush()
+                time.sleep(0.01)
+
+    np.save = save
+    evaluation.run(PER_SHARD, command_line)
+
+
 @pytest.mark.slow
 def test_killed_at_25_random_moments_it_ends_with_the_same_submission(tmp_path, words, undisturbed):
     """Each life goes on where the one before was killed; the moments reach from its first breath to its last."""
     rng, kills, done = np.random.default_rng(0), 0, set()
     while kills < KILLS:
-        process = processes.start(evaluation.run, PER_SHARD, words(tmp_path))
+        process = processes.start(run_with_slow_writes, words(tmp_path))
         process.join(rng.uniform(0, undisturbed[1]))
         if process.is_alive():
             process.kill()
