@@ -1,6 +1,7 @@
 """Train and evaluate subnets on their own ("standalone"): the ground truth that a supernet's ranking is judged by."""
 
 import dataclasses
+import functools
 import os
 
 from resnet48 import checkpoint, config, data, evaluate, files, objectives, runtime, submission, train
@@ -18,7 +19,7 @@ def run(settings):
     space = FULL.narrowed(settings.channels(), settings.divisor)
     arch = ArchConfig.parse(settings.arch, space, allow_untied=True)
     if settings.mode != "eval":
-        return train_one(arch, images, settings)
+        return train_one(arch, images, settings, lambda: evaluate.watch_standalone(images, settings))
     path = settings.pretrained or settings.save_dir
     net = initial_net(arch, images, path, settings)
     accuracy = evaluate.watch_standalone(images, settings)(net)["val"]
@@ -32,10 +33,11 @@ def truth(settings):
     space = FULL.narrowed(settings.channels(), settings.divisor)
     entries = submission.read_list(settings.archs, space)[:settings.limit]
     images, accuracies = start(settings), []
+    watch_of_all = functools.cache(lambda: evaluate.watch_standalone(images, settings))  # images are decoded once
     for place, (key, _, arch) in enumerate(entries, 1):
         runtime.say(f"{key} ({place} of {len(entries)})")
         folder = os.path.join(settings.save_dir, arch.code)
-        accuracies.append(train_one(arch, images, dataclasses.replace(settings, save_dir=folder)))
+        accuracies.append(train_one(arch, images, dataclasses.replace(settings, save_dir=folder), watch_of_all))
     if runtime.rank() == 0 and not settings.dry_run:
         submission.write(settings.truth, entries, accuracies)
         runtime.say(f"wrote {settings.truth}: {len(entries)} archs, top-1 {min(accuracies):.2f} to "
@@ -49,15 +51,15 @@ def start(settings):
     return data.load(settings)
 
 
-def train_one(arch, images, settings):
-    """Train one subnet; returns its top-1 in percent."""
+def train_one(arch, images, settings, make_watch):
+    """Train one subnet; returns its top-1 in percent. make_watch(): the `watch` of `train.fit`."""
     train.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net = initial_net(arch, images, settings.pretrained, settings)
     arguments = net, objectives.standalone, lambda step: [], images, settings
     if settings.dry_run:
         return train.dry_run(*arguments, lambda few: evaluate.watch_standalone(few, settings))["val"]
-    watch = evaluate.watch_standalone(images, settings) if getattr(settings, "mode", "all") == "all" else None
+    watch = make_watch() if getattr(settings, "mode", "all") == "all" else None
     accuracies = train.fit(*arguments, watch)
     if watch:
         runtime.say(f"top-1 of {arch.code}: {accuracies['val']:.2f} % of {len(images.val)} validation images")

@@ -126,7 +126,7 @@ def _listed(folders, classes):
 def _digits(size):
     """Scikit-learn's 1,797 handwritten digits (UCI, 8 x 8), drawn 28 pixels wide in the middle of a 37-pixel square.
 
-    The evaluation view of 32 pixels then shows the whole digit. A fixed tenth of a second seed is for validation.
+    The evaluation view of 32 pixels then shows the whole digit. A fixed 360 of them are for validation.
     """
     from sklearn.datasets import load_digits  # here: only the built-in set needs it, and it is slow to import
 

@@ -86,25 +86,25 @@ def _build(arch, num_classes):
 
 def _run(blocks, images, arch, norm):
     norm = norm or layers.batch_norm
-    x = stem(blocks["0"], images, arch.stem, norm)
+    x = stem(blocks["0"], images, arch.stem, norm, layers.conv)
     for block in arch.blocks():
-        x = basic_block(blocks[str(block.index)], x, block, norm)
+        x = basic_block(blocks[str(block.index)], x, block, norm, layers.conv)
     return layers.linear(x.mean(axis=[2, 3]), blocks[str(HEAD)].fc)
 
 
-def stem(layer, images, width, norm):
-    """Images [N, 3, H, W] to features [N, width, ceil(H / 4), ceil(W / 4)]."""
-    x = F.relu(norm(layers.conv(images, layer.conv, width, stride=2), layer.bn))
+def stem(layer, images, width, norm, conv):
+    """Images [N, 3, H, W] to features [N, width, ceil(H / 4), ceil(W / 4)]. conv: how a convolution is done."""
+    x = F.relu(norm(conv(images, layer.conv, width, stride=2), layer.bn))
     return F.max_pool2d(x, 3, 2, padding=1)
 
 
-def basic_block(layer, x, block, norm):
-    """Features [N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)]."""
-    y = F.relu(norm(layers.conv(x, layer.conv1, block.inner_width, block.stride), layer.bn1))
-    y = norm(layers.conv(y, layer.conv2, block.out_width), layer.bn2)
+def basic_block(layer, x, block, norm, conv):
+    """Features [N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)]. conv: how a convolution is done."""
+    y = F.relu(norm(conv(x, layer.conv1, block.inner_width, block.stride), layer.bn1))
+    y = norm(conv(y, layer.conv2, block.out_width), layer.bn2)
     if block.projects:
         projection, projection_norm = layer.downsample
-        x = norm(layers.conv(x, projection, block.out_width, block.stride), projection_norm)
+        x = norm(conv(x, projection, block.out_width, block.stride), projection_norm)
     return F.relu(x + y)
 
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import paddle
 
-from . import cache, data, engine, evaluate, runtime, tree, walk
+from . import cache, data, engine, evaluate, layers, runtime, tree, walk
 from .errors import UserError
 from .evaluate import hits
 from .journal import Journal, work_off
@@ -42,7 +42,7 @@ def open_journal(root, digest, entries, images, net, config):
     shards = -(-len(archs) // ARCHS_PER_SHARD)
     # Fewer than asked for where unreadable ones are left out.
     count = len(validation(images, order, config)[1]) if config.skip_bad_images else len(order)
-    chunk = config.chunk or choose_chunk(archs, shards, count, images.size, net.num_classes)
+    chunk = config.chunk or choose_chunk(tree.cost(tree.walk(archs), images.size, net.num_classes), shards, count)
     return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards,
                         config.fresh)
 
@@ -60,7 +60,7 @@ def run(net, journal, archs, images, config):
     kept = int(_memory() * SHARE_OF_MEMORY / 2)
     dense_up_to = engine.DENSE_UP_TO if len(archs) * len(journal.chunks()) >= DENSE_FROM else engine.DENSE_ONCE_UP_TO
     if len(calibration):
-        batch = cache.decoded(images.train, calibration, images.size, config, "calibration images")[0]
+        batch = evaluate.calibration_images(images, config)
         weights = walk.Weights(net, kept, dense_up_to=dense_up_to)
 
         def measure(piece):
@@ -71,12 +71,13 @@ def run(net, journal, archs, images, config):
         pieces = _left(journal, journal.statistics_pieces(), "statistics")
         for _ in runtime.progress(work_off(journal, pieces, measure, share), len(pieces), "statistics"):
             pass
-    weights = walk.Weights(net, kept, {"none": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.amp], dense_up_to)
+    dtype = {"none": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.amp]
+    weights = walk.Weights(net, kept, dtype, dense_up_to)
 
     def count(piece):
         first, last = (int(part) for part in piece.split("-")[1:3])
         norm = walk.Tape(journal.read(journal.statistics_pieces()[_shard(piece)], mapped=True)) if len(calibration) \
-            else walk.inherited
+            else layers.batch_norm
         journal.write(piece, count_chunk(weights, parts[_shard(piece)], pixels[first:last], labels[first:last], norm))
 
     pieces = _left(journal, journal.counts_pieces(), "counts")
@@ -108,9 +109,8 @@ def validation(images, order, config):
     return cache.decoded(images.val, order, images.size, config, "validation images")
 
 
-def choose_chunk(archs, shards, images, image_size, num_classes):
-    """Images per chunk: what fits into memory and takes about a minute per piece."""
-    cost = tree.cost(tree.walk(archs), image_size, num_classes)
+def choose_chunk(cost, shards, images):
+    """Images per chunk: what fits into memory and takes about a minute per piece. cost: of the whole walk."""
     device = "gpu" if paddle.device.get_device().startswith("gpu") else "cpu"
     rate = FLOPS_GUESS[device] * (int(os.environ.get("OMP_NUM_THREADS", 1)) if device == "cpu" else 1)
     by_time = SECONDS_PER_PIECE * rate * shards / (2 * cost.macs)
@@ -141,8 +141,7 @@ def counts_one_by_one(net, archs, images, config):
     """The same counts by the plain reference, each arch on its own: (int64 [archs, 2], number of images)."""
     order, calibration = chosen(images, config)
     pixels, labels = validation(images, order, config)
-    batch = cache.decoded(images.train, calibration, images.size, config, "calibration images")[0] \
-        if len(calibration) else None
+    batch = evaluate.calibration_images(images, config) if len(calibration) else None
     counts = evaluate.one_by_one(net, archs, batch, pixels, labels, config.batch_size)
     return np.array(list(runtime.progress(counts, len(archs), "subnets"))), len(labels)
 
@@ -151,11 +150,12 @@ def measured_rate(archs, image_size, num_classes, space):
     """FLOP per second of this process on a walk over a few of the archs, with weights that mean nothing."""
     steps = tree.walk(archs[:RATE_ARCHS])
     net = Supernet(space, num_classes)
+    net.eval()
     images = paddle.randn([max(SMALLEST_CHUNK, min(256, 256 * 64 // image_size ** 2)), 3, image_size, image_size])
     weights = walk.Weights(net, _memory() * SHARE_OF_MEMORY / 2)
     for _ in range(2):  # the first time lays out weights
         started = time.perf_counter()
-        walk.run(weights, steps, images, walk.inherited, lambda _, logits: float(logits[0, 0]))
+        walk.run(weights, steps, images, layers.batch_norm, lambda _, logits: float(logits[0, 0]))
     flops = 2 * tree.cost(steps, image_size, num_classes).macs * images.shape[0]
     return flops / (time.perf_counter() - started)
 
@@ -166,7 +166,7 @@ def plan_text(archs, image_size, images, num_classes, space, chunk, ranks, calib
     whole, single = tree.cost(steps, image_size, num_classes), tree.alone(archs, image_size, num_classes)
     shards = -(-len(archs) // ARCHS_PER_SHARD)
     parts = [tree.cost(part, image_size, num_classes) for part in tree.shards(steps, shards)]
-    chunk = chunk or choose_chunk(archs, shards, images, image_size, num_classes)
+    chunk = chunk or choose_chunk(whole, shards, images)
     measured = "" if rate else ", measured on a few of these archs"
     rate = rate or measured_rate(archs, image_size, num_classes, space)
     macs = sum(part.macs for part in parts)

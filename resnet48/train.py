@@ -10,7 +10,7 @@ import time
 import numpy as np
 import paddle
 
-from . import checkpoint, config as settings, data, evaluate, files, optim, runtime
+from . import checkpoint, config as settings, data, files, optim, runtime
 from .errors import UserError
 
 KEEP_CHECKPOINTS = 3
@@ -262,7 +262,7 @@ class _Table:
     COLUMNS = ("epoch", "step", "lr", "images_per_s", "data_wait")
 
     def __init__(self, folder, step):
-        self.path, self.names = os.path.join(folder, "metrics.csv"), None
+        self.path = os.path.join(folder, "metrics.csv")
         files.require_writable(self.path)
         rows = []
         if step and os.path.isfile(self.path):

@@ -4,10 +4,10 @@ import collections
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 
 from . import engine, layers
 from .arch import HEAD, Stem
+from .models import basic_block, stem
 from .tree import BYTES
 
 
@@ -45,12 +45,6 @@ class Measuring:
         return np.concatenate(self.parts)
 
 
-def inherited(y, layer):
-    """Normalise with the running statistics inside the net: those of whatever subnets trained last."""
-    width = y.shape[1]
-    return layers.normalise(y, layer, layer._mean[:width], layer._variance[:width])
-
-
 class Weights:
     """Slices of the supernet's convolutions, laid out for the engine and kept for the next node that needs them.
 
@@ -62,53 +56,34 @@ class Weights:
         self.net, self.bytes_kept, self.dtype, self.dense_up_to = net, bytes_kept, dtype, dense_up_to
         self._kept, self._bytes = collections.OrderedDict(), 0
 
-    def convolution(self, layer, width, in_width, size, stride=1):
-        """The convolution of the first channels, as a function of features of `size` pixels."""
-        key = id(layer), width, in_width, size
+    def conv(self, x, layer, width, stride=1):
+        """`layers.conv`, with the slice kept."""
+        key = id(layer), width, x.shape[1], x.shape[2]
         if key in self._kept:
             self._kept.move_to_end(key)
-            return self._kept[key][0]
-        weight = paddle.assign(layer.weight[:width, :in_width]).astype(self.dtype)
-        made = engine.convolution(weight, size, stride, self.dense_up_to), BYTES * int(weight.size) * 16 // 9
+            return self._kept[key][0](x)
+        weight = paddle.assign(layer.weight[:width, :x.shape[1]]).astype(self.dtype)
+        made = engine.convolution(weight, x.shape[2], stride, self.dense_up_to), BYTES * int(weight.size) * 16 // 9
         self._kept[key] = made  # its bytes are those of the largest layout
         self._bytes += made[1]
         while self._bytes > self.bytes_kept and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1][1]
-        return made[0]
+        return made[0](x)
 
 
 @paddle.no_grad()
 def run(weights, steps, images, norm, leaf=None):
     """Walk the steps of `tree.walk` with a batch of images (float32 [N, 3, S, S]), all at once.
 
-    weights: `Weights`. norm(y, layer): normalises convolution outputs, a `Tape` or `Measuring`.
+    weights: `Weights`. norm(y, layer): normalises convolution outputs: a `Tape`, `Measuring`, or `layers.batch_norm`
+    of a net in evaluation mode, which inherits the running statistics.
     leaf(index, logits [N, classes]): called at each arch. At most one path of activations is alive.
     """
-    blocks, path = weights.net.blocks, []
+    blocks, path, images = weights.net.blocks, [], images.astype(weights.dtype)
     for step in steps:
         del path[step.kept:]
         for node in step.added:
-            if isinstance(node, Stem):
-                path.append(_stem(weights, blocks["0"], images, node, norm))
-            else:
-                path.append(_block(weights, blocks[str(node.index)], path[-1], node, norm))
+            path.append(stem(blocks["0"], images, node.width, norm, weights.conv) if isinstance(node, Stem) else
+                        basic_block(blocks[str(node.index)], path[-1], node, norm, weights.conv))
         if leaf:
             leaf(step.leaf, layers.linear(path[-1].astype("float32").mean(axis=[2, 3]), blocks[str(HEAD)].fc))
-
-
-def _stem(weights, layer, images, node, norm):
-    y = weights.convolution(layer.conv, node.width, 3, images.shape[2], 2)(images.astype(weights.dtype))
-    return F.max_pool2d(F.relu(norm(y, layer.bn)), 3, 2, padding=1)
-
-
-def _block(weights, layer, x, block, norm):
-    """`models.basic_block`, with the slices kept."""
-    size = x.shape[2]
-    y = weights.convolution(layer.conv1, block.inner_width, block.in_width, size, block.stride)(x)
-    y = F.relu(norm(y, layer.bn1))
-    y = norm(weights.convolution(layer.conv2, block.out_width, block.inner_width, y.shape[2])(y), layer.bn2)
-    if block.projects:
-        projection, projection_norm = layer.downsample
-        x = norm(weights.convolution(projection, block.out_width, block.in_width, size, block.stride)(x),
-                 projection_norm)
-    return F.relu(x + y)

@@ -43,6 +43,14 @@ def here(made, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """The path of a narrow supernet's weights, for evaluations of digits."""
+    from evaluation import write_supernet  # here, for it imports Paddle
+
+    return write_supernet(tmp_path_factory.mktemp("supernet"))
+
+
+@pytest.fixture(scope="session")
 def narrow():
     """The full space over widths of 4 to 32 channels."""
     return FULL.narrowed((4, 8, 16, 32), 1)

@@ -21,11 +21,6 @@ def load(path):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return evaluation.write_supernet(tmp_path_factory.mktemp("supernet"))
-
-
-@pytest.fixture(scope="module")
 def archs(tmp_path_factory):
     return evaluation.write_archs(tmp_path_factory.mktemp("list"), ARCHS)
 

@@ -2,7 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
-from resnet48 import engine, evaluate, tree, walk
+from resnet48 import engine, evaluate, layers, tree, walk
 from resnet48.arch import POOL
 from resnet48.data import normalize
 from resnet48.models import Supernet
@@ -57,7 +57,7 @@ def test_walking_without_calibration_uses_the_statistics_inside_the_net(narrow, 
     net, archs, images = net_with_statistics(narrow, rng), archs_of(narrow, rng, 8), pixels(6)
     found, weights = {}, walk.Weights(net, 1 << 30)
     for steps in tree.shards(tree.walk(archs), shards):
-        walk.run(weights, steps, normalize(paddle.to_tensor(images)), walk.inherited,
+        walk.run(weights, steps, normalize(paddle.to_tensor(images)), layers.batch_norm,
                  lambda index, logits: found.__setitem__(index, logits.numpy()))
     with paddle.no_grad():
         for index, arch in enumerate(archs):
@@ -70,7 +70,7 @@ def test_weights_are_the_same_however_few_may_be_kept(narrow, rng):
     found = []
     for bytes_kept in (1, 20_000, 1 << 30):
         weights, logits = walk.Weights(net, bytes_kept), []
-        walk.run(weights, tree.walk(archs), normalize(paddle.to_tensor(pixels(3))), walk.inherited,
+        walk.run(weights, tree.walk(archs), normalize(paddle.to_tensor(pixels(3))), layers.batch_norm,
                  lambda _, here: logits.append(here.numpy()))
         assert weights._bytes <= max(bytes_kept, max(size for _, size in weights._kept.values()))
         found.append(logits)
