@@ -1,5 +1,6 @@
 """Train the supernet: one set of weights for every subnet of the space."""
 
+import functools
 import os
 
 from resnet48 import checkpoint, config, data, evaluate, objectives, runtime, sampling, train
@@ -20,6 +21,7 @@ def run(settings):
     net, teacher = initial_nets(images, settings)
     sampled = SPACES[settings.space].narrowed(settings.channels(), settings.divisor)
     sample, objective = recipe(settings, teacher)
+    objective = functools.partial(objective, label_smoothing=settings.label_smoothing)
 
     def archs_of_step(step):
         return sample(sampled, settings.seed, step, settings.dyna_batch_size)

@@ -21,6 +21,7 @@ from .arch import FIRST_BLOCK, FULL, HEAD, ArchConfig, SearchSpace
 from .errors import UserError
 
 WEIGHTS, OPTIMIZER, STATE = "net.pdparams", "net.pdopt", "state.json"
+TRAINED = "/trained"  # ends the names of weights in net.pdopt that are averaged in net.pdparams
 FOREIGN_PREFIXES = ("_layers.", "model._layers.", "model.")
 FOREIGN_TEACHER = "ofa_teacher_model."
 
@@ -42,10 +43,11 @@ class Checkpoint:
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-def save(run_folder, net, optimizer, state, keep):
+def save(run_folder, net, optimizer, state, keep, average=None):
     """Write one checkpoint, whole or not at all, and remove all but the newest `keep` and the best.
 
-    state: plain data with at least `step`; it is completed by what the net is. Returns the checkpoint's folder.
+    state: plain data with at least `step`; it is completed by what the net is. average: a net to evaluate and publish
+    instead; the weights to train on with then lie with the optimizer's state. Returns the checkpoint's folder.
     Raises `UserError` where the folder cannot be written or the disk is full; older checkpoints stay.
     """
     folder = os.path.join(run_folder, "checkpoints")
@@ -54,8 +56,9 @@ def save(run_folder, net, optimizer, state, keep):
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         os.makedirs(temporary)
-        paddle.save(net.state_dict(), os.path.join(temporary, WEIGHTS))
-        paddle.save(optim.state_by_name(net, optimizer), os.path.join(temporary, OPTIMIZER))
+        paddle.save((average or net).state_dict(), os.path.join(temporary, WEIGHTS))
+        trained = {name + TRAINED: value.numpy() for name, value in net.state_dict().items()} if average else {}
+        paddle.save({**optim.state_by_name(net, optimizer), **trained}, os.path.join(temporary, OPTIMIZER))
         complete = json.loads(json.dumps({"net": describe(net), **state}))
         digests = {name: files.sha256_of(os.path.join(temporary, name)) for name in (WEIGHTS, OPTIMIZER)}
         with open(os.path.join(temporary, STATE), "w") as file:
@@ -75,6 +78,13 @@ def save(run_folder, net, optimizer, state, keep):
         if old not in (best, os.path.basename(target)):  # a run that goes on from an older one may find newer ones
             shutil.rmtree(os.path.join(folder, old), ignore_errors=True)
     return target
+
+
+def trained_weights(found):
+    """(weights to train on with, optimizer state) of a checkpoint."""
+    trained = {name.removesuffix(TRAINED): value for name, value in found.optimizer.items() if name.endswith(TRAINED)}
+    state = {name: value for name, value in found.optimizer.items() if not name.endswith(TRAINED)}
+    return trained or found.weights, state
 
 
 def publish(checkpoint_folder, run_folder):

@@ -108,6 +108,22 @@ def basic_block(layer, x, block, norm, conv):
     return F.relu(x + y)
 
 
+def leading_sizes(arch):
+    """How much of each trainable weight a subnet uses: parameter name -> sizes along its first axes, the rest is whole."""
+    def norm(name, width):
+        return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+    sizes = {"blocks.0.conv.weight": (arch.stem,), **norm("blocks.0.bn", arch.stem)}
+    for block in arch.blocks():
+        name, inner, out = f"blocks.{block.index}", block.inner_width, block.out_width
+        sizes |= {f"{name}.conv1.weight": (inner, block.in_width), **norm(f"{name}.bn1", inner),
+                  f"{name}.conv2.weight": (out, inner), **norm(f"{name}.bn2", out)}
+        if block.projects:
+            sizes |= {f"{name}.downsample.0.weight": (out, block.in_width),
+                      **norm(f"{name}.downsample.1", out)}
+    return sizes | {f"blocks.{HEAD}.fc.weight": (arch.out_width,), f"blocks.{HEAD}.fc.bias": ()}
+
+
 def zero_residuals(net):
     """Start every block as its shortcut: weight 0 in its last batch norm (arXiv 1706.02677, section 5.1).
 

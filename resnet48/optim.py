@@ -1,8 +1,13 @@
 """The optimizer, and the learning rate as a pure function of the step."""
 
+import contextlib
+import copy
 import math
 
+import numpy as np
 import paddle
+
+from . import models
 
 
 def base_rate(lr, batch_size, ranks):
@@ -15,6 +20,11 @@ def steps_of(epochs, steps_per_epoch):
     return round(epochs * steps_per_epoch)
 
 
+def warmup_steps(config, steps_per_epoch):
+    """`--warmup` in steps, unless `--warmup_steps` says it so."""
+    return steps_of(config.warmup, steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
+
+
 def cosine(step, base, steps, warmup_steps):
     """Learning rate at `step` (from 0): linear from base / warmup_steps to base, then half a cosine to 0."""
     if step < warmup_steps:
@@ -23,15 +33,92 @@ def cosine(step, base, steps, warmup_steps):
     return base * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def sgd(net, momentum, weight_decay):
-    """SGD with momentum; the rate is set at every step with `set_lr`."""
-    return paddle.optimizer.Momentum(learning_rate=0.0, momentum=momentum, parameters=trainable(net),
-                                     weight_decay=weight_decay)
+def staircase(step, base, fall_every, factor, warmup_steps):
+    """Learning rate at `step` (from 0): linear to base, multiplied by `factor` after every `fall_every` steps."""
+    if step < warmup_steps:
+        return base * (step + 1) / warmup_steps
+    return base * factor ** (step // fall_every)
+
+
+def schedule(config, steps_per_epoch, ranks):
+    """The learning rate as a function of the step (from 0), by the settings of `config.TrainConfig`."""
+    base, steps = base_rate(config.lr, config.batch_size, ranks), config.max_epoch * steps_per_epoch
+    warmup = warmup_steps(config, steps_per_epoch)
+    if config.schedule == "step":
+        fall_every = max(1, steps_of(config.decay_epochs, steps_per_epoch))
+        return lambda step: staircase(step, base, fall_every, config.decay_rate, warmup)
+    return lambda step: cosine(step, base, steps, warmup)
+
+
+def sgd(net, momentum, weight_decay, no_decay_norm=False, clip=None):
+    """SGD with momentum; the rate is set at every step with `set_lr`.
+
+    no_decay_norm: leave weights and biases of batch norms, and the classifier's bias, out of the weight decay.
+    clip: of `clipping`.
+    """
+    parameters = trainable(net)
+    if no_decay_norm:
+        parameters = [{"params": [each for each in parameters if each.ndim > 1]},
+                      {"params": [each for each in parameters if each.ndim == 1], "weight_decay": 0.0}]
+    return paddle.optimizer.Momentum(learning_rate=0.0, momentum=momentum, parameters=parameters,
+                                     weight_decay=weight_decay, grad_clip=clip)
+
+
+def clipping(norm=None, value=None):
+    """Gradient clipping for `sgd`, or None: all gradients together to a norm, or each number to a size."""
+    if norm:
+        return paddle.nn.ClipGradByGlobalNorm(norm)
+    return paddle.nn.ClipGradByValue(value) if value else None
 
 
 def trainable(net):
     """The parameters that gradients move (running statistics are parameters too, in Paddle)."""
     return [parameter for parameter in net.parameters() if not parameter.stop_gradient]
+
+
+@contextlib.contextmanager
+def unused_held(net, optimizer, archs):
+    """A block that steps the optimizer, after which what none of the archs uses is as before, its momentum too.
+
+    A gradient covers a whole tensor, with zeros where no subnet of the step reached; weight decay and momentum would
+    move those parts all the same. archs: (role, arch) pairs of the step.
+    """
+    used, tensors, held = [models.leading_sizes(arch) for _, arch in archs], _tensors_by_name(net, optimizer), []
+    for name, parameter in net.named_parameters():
+        parts = [sizes[name] for sizes in used if name in sizes]
+        whole = any(tuple(parameter.shape[:len(part)]) == part for part in parts)
+        if parameter.stop_gradient or not parts or whole:  # an absent gradient moves nothing
+            continue
+        mask = np.zeros(parameter.shape, bool)
+        for part in parts:
+            mask[tuple(map(slice, part))] = True
+        mask = paddle.to_tensor(mask)
+        for tensor in (parameter, *(state for key, state in tensors.items() if key.startswith(name + "/"))):
+            held.append((tensor, mask, tensor.clone()))
+    yield
+    with paddle.no_grad():
+        for tensor, mask, before in held:
+            tensor.set_value(paddle.where(mask, tensor, before))
+
+
+class Average:
+    """A moving average of a net's weights and running statistics, as a net: what to evaluate and to keep.
+
+    Polyak averaging with a decay that grows to its final value over the first steps, (1 + n) / (10 + n) after n, so
+    that the initial weights are forgotten.
+    """
+
+    def __init__(self, net, decay):
+        self.net, self._decay = copy.deepcopy(net), decay
+        for parameter in self.net.parameters():
+            parameter.stop_gradient = True
+
+    @paddle.no_grad()
+    def update(self, net, step):
+        """After `step` (from 1) of the net."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        for average, value in zip(self.net.state_dict().values(), net.state_dict().values()):
+            average.set_value(paddle.lerp(value, average, decay))
 
 
 def state_by_name(net, optimizer):
@@ -62,10 +149,9 @@ def load_state(net, optimizer, state):
 
 
 def _tensors_by_name(net, optimizer):
-    state, tensors = optimizer.state_dict(), {}
-    for name, parameter in net.named_parameters():
-        for key, value in state.items():
-            if key.startswith(parameter.name + "_") and isinstance(value, paddle.Tensor):
-                what = key[len(parameter.name) + 1:].rsplit("_", 1)[0]  # without how many optimizers there have been
-                tensors[f"{name}/{what}_0"] = value
+    names, tensors = {parameter.name: name for name, parameter in net.named_parameters()}, {}
+    for key, value in optimizer.state_dict().items():
+        if isinstance(value, paddle.Tensor):
+            parameter, _ = key.rsplit("_velocity_", 1)  # what follows counts the optimizers there have been
+            tensors[f"{names[parameter]}/velocity_0"] = value
     return tensors

@@ -74,6 +74,13 @@ def progress(iterable, total, what):
                   flush=True)
 
 
+def counting(first, last, what):
+    """range(first, last), with a bar on a terminal."""
+    if rank() != 0 or not sys.stderr.isatty():
+        return range(first, last)
+    return tqdm(range(first, last), desc=what, initial=first, total=last, leave=False)
+
+
 def same_everywhere(parameters):
     """Give every rank the values of rank 0."""
     if ranks() > 1:

@@ -1,22 +1,22 @@
 """The one training loop, for standalone nets and for the supernet."""
 
 import contextlib
-import csv
 import dataclasses
 import os
 import tempfile
-import time
 
 import numpy as np
 import paddle
 
-from . import checkpoint, config as settings, data, files, optim, runtime
+from . import checkpoint, config as settings, data, files, meter, optim, runtime
 from .errors import UserError
+from .precision import Precision
 
 KEEP_CHECKPOINTS = 3
 #: Settings that may change when a run is resumed: they do not change what has been trained so far.
-FREE_ON_RESUME = {"max_epoch", "resume", "save_dir", "save_freq", "log_freq", "eval_freq", "num_workers", "device",
-                  "dry_run", "pretrained", "mode", "skip_bad_images", "image_dir", "truth", "limit", "archs"}
+FREE_ON_RESUME = {"max_epoch", "resume", "save_dir", "save_freq", "save_every_steps", "log_freq", "eval_freq",
+                  "visualdl", "num_workers", "device", "dry_run", "pretrained", "mode", "skip_bad_images", "image_dir",
+                  "truth", "limit", "archs"}
 
 
 class Diverged(UserError):
@@ -39,16 +39,19 @@ def fit(net, objective, archs_of_step, images, config, watch):
 def _fit(net, objective, archs_of_step, images, config, watch, stop):
     ranks, rank = runtime.ranks(), runtime.rank()
     per_epoch = data.steps_per_epoch(images, config.batch_size, ranks)
-    steps, warmup = config.max_epoch * per_epoch, optim.steps_of(config.warmup, per_epoch)
-    base_rate = optim.base_rate(config.lr, config.batch_size, ranks)
-    optimizer = optim.sgd(net, config.momentum, config.weight_decay)
+    steps, rate_of = config.max_epoch * per_epoch, optim.schedule(config, per_epoch, ranks)
+    optimizer = optim.sgd(net, config.momentum, config.weight_decay, config.no_decay_norm,
+                          optim.clipping(config.clip_norm, config.clip_value))
+    precision = Precision(config.amp, config.amp_dtype, config.accumulate)
+    average = optim.Average(net, config.ema) if config.ema else None
     state = {"step": 0, "best": None, "best_step": None, "accuracies": {}, "ranks": ranks, "images": len(images.train),
              "classes": list(images.classes), "settings": dataclasses.asdict(config), "paddle": paddle.__version__}
-    state.update(_resume(net, optimizer, state, config))
+    state.update(_resume(net, optimizer, precision, average, state, config))
     saved = state.pop("saved", None)
     runtime.same_everywhere(net.state_dict().values())
-    meter, vote = _Meter(state["step"]), False
-    table = _Table(config.save_dir, state["step"]) if rank == 0 else None
+    kept_net = average.net if average else net
+    since, vote = meter.Meter(state["step"]), False
+    show = _shower(config, state["step"]) if rank == 0 else lambda row: None
     if rank == 0:
         files.write_text(os.path.join(config.save_dir, "config.yaml"), settings.dump(config))
     runtime.say(f"training {images.name}: {len(images.train)} images of {len(images.classes)} classes, "
@@ -59,45 +62,43 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
                            config.num_workers, runtime.say)
     net.train()
     with data.dead_workers_named(), contextlib.closing(batches):
-        for step in range(state["step"], steps):
-            with meter.waiting():
+        for step in runtime.counting(state["step"], steps, "steps"):
+            with since.waiting():
                 pixels, labels = next(batches)
-            rate = optim.cosine(step, base_rate, steps, warmup)
+            rate, archs = rate_of(step), archs_of_step(step)
             optimizer.set_lr(rate)
-            losses = objective(net, archs_of_step(step), data.normalize(pixels), labels)
+            losses = _gradients(objective, precision, net, archs, pixels, labels, config.accumulate)
             vote_before, vote = vote, runtime.average_gradients(optim.trainable(net), stop.asked)
-            optimizer.step()
+            with optim.unused_held(net, optimizer, archs) if config.hold_unused and archs else contextlib.nullcontext():
+                precision.step(optimizer)
             optimizer.clear_grad(set_to_zero=False)  # absent, not zero: momentum must not move what no subnet used
-            meter.add(losses, len(labels) * ranks)
+            state["step"] = done = step + 1
+            if average:
+                average.update(net, done)
+            since.add(losses, len(labels) * ranks)
             # All ranks stop after the same step. The vote of the step before is there already, this one's is not.
             stopping = stop.asked if ranks == 1 else bool(vote_before)
-            state["step"] = done = step + 1
-            epoch_ends = done % per_epoch == 0
-            if done % config.log_freq == 0 or epoch_ends or stopping:
-                row = meter.row(done, per_epoch, steps, rate)
-                _require_finite(row, config, archs_of_step(step))
-                if table:
-                    table.write(row)
-                    runtime.say(_line(row, config.max_epoch))
-            epoch = done // per_epoch
+            epoch, epoch_ends = done // per_epoch, done % per_epoch == 0
+            saving = stopping or epoch_ends and (epoch % config.save_freq == 0 or done == steps) or \
+                config.save_every_steps and done % config.save_every_steps == 0
+            if done % config.log_freq == 0 or epoch_ends or saving:
+                row = since.row(done, per_epoch, steps, rate)
+                _require_finite(row, rate_of, config, archs_of_step)
+                show(row)
             if watch and epoch_ends and (done == steps or config.eval_freq and epoch % config.eval_freq == 0):
-                with meter.paused():
-                    state["accuracies"] = watch(net)
+                with since.paused():
+                    _watch(watch, kept_net, state, epoch)
                     net.train()
-                    mean = float(np.mean(list(state["accuracies"].values())))
-                    if state["best"] is None or mean > state["best"]:
-                        state["best"], state["best_step"] = mean, done
-                    runtime.say(f"epoch {epoch}: top-1 " + ", ".join(
-                        f"{name} {value:.2f} %" for name, value in state["accuracies"].items()))
-            if stopping or epoch_ends and (epoch % config.save_freq == 0 or done == steps):
-                with meter.paused():
-                    _require_finite_weights(net, done, rate, config, archs_of_step(step))
+            if saving:
+                with since.paused():
+                    _require_finite_weights(net, done, rate, config, archs)
                     if rank == 0:
-                        saved = checkpoint.save(config.save_dir, net, optimizer, state, KEEP_CHECKPOINTS)
+                        saved = checkpoint.save(config.save_dir, net, optimizer, {**state, "scaler": precision.state()},
+                                                KEEP_CHECKPOINTS, average and average.net)
             if stopping:
                 _stop(stop, done, steps, config)
         if watch and not state["accuracies"]:  # resumed at its end, and trained without a watch before
-            state["accuracies"] = watch(net)
+            state["accuracies"] = watch(kept_net)
     if rank == 0:
         checkpoint.publish(saved, config.save_dir)
     if runtime.total([stop.asked])[0]:  # since the last step: whoever trains one net after the other must not go on
@@ -105,16 +106,60 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
     return state["accuracies"]
 
 
+def _gradients(objective, precision, net, archs, pixels, labels, parts):
+    """Leave the gradients of one step in the parameters; the losses by role, means over the parts of the batch."""
+    if parts == 1:
+        return objective(precision.net(net), archs, data.normalize(pixels), labels, precision.backward)
+    losses = [objective(precision.net(net), archs, data.normalize(some), theirs, precision.backward)
+              for some, theirs in zip(paddle.split(pixels, parts), paddle.split(labels, parts))]
+    return {role: sum(each[role] for each in losses) / parts for role in losses[0]}
+
+
+def _shower(config, step):
+    """A function that shows a row to whoever watches, and keeps it."""
+    table = meter.Table(config.save_dir, step)
+    writer = meter.visualdl_writer(config.save_dir) if config.visualdl else None
+
+    def show(row):
+        table.write(row)
+        if writer:
+            meter.add_to(writer, row)
+        runtime.say(meter.line(row, config.max_epoch))
+
+    return show
+
+
+def _watch(watch, net, state, epoch):
+    """Evaluate, and note whether it is the best so far."""
+    state["accuracies"] = watch(net)
+    mean = float(np.mean(list(state["accuracies"].values())))
+    if state["best"] is None or mean > state["best"]:
+        state["best"], state["best_step"] = mean, state["step"]
+    runtime.say(f"epoch {epoch}: top-1 " + ", ".join(
+        f"{name} {value:.2f} %" for name, value in state["accuracies"].items()))
+
+
 def _stop(stop, step, steps, config):
-    runtime.say(f"stopped by {stop.name} after step {step} of {steps}; everything is in {config.save_dir}, the same "
-                "command with --resume auto goes on")
+    farewell = "a dry run keeps nothing" if config.dry_run else \
+        f"everything is in {config.save_dir}, the same command with --resume auto goes on"
+    runtime.say(f"stopped by {stop.name} after step {step} of {steps}; {farewell}")
     raise SystemExit(0)
 
 
 def require_runnable(images, config):
     """Raise `UserError` now, before images are decoded, for a run that could not take a step or keep anything."""
     files.require_writable(os.path.join(config.save_dir, "config.yaml"))
-    data.steps_per_epoch(images, config.batch_size, runtime.ranks())
+    per_epoch = data.steps_per_epoch(images, config.batch_size, runtime.ranks())
+    if config.batch_size % config.accumulate:
+        raise UserError(f"--accumulate {config.accumulate} must divide --batch_size {config.batch_size}")
+    if config.clip_norm and config.clip_value:
+        raise UserError("--clip_norm and --clip_value exclude each other")
+    if config.visualdl and not config.dry_run:
+        meter.require_visualdl()
+    if optim.warmup_steps(config, per_epoch) > config.max_epoch * per_epoch:
+        runtime.say("note: the warm-up is longer than the run, which never reaches its learning rate")
+    if config.amp != "none" and not paddle.device.get_device().startswith("gpu"):
+        runtime.say(f"note: --amp {config.amp} has no effect on a CPU, where Paddle computes in float32")
 
 
 def dry_run(net, objective, archs_of_step, images, config, watch_of):
@@ -126,7 +171,8 @@ def dry_run(net, objective, archs_of_step, images, config, watch_of):
     per_epoch = data.steps_per_epoch(images, config.batch_size, ranks)
     few = data.cut(images, 2 * config.batch_size * ranks, config.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        short = dataclasses.replace(config, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0)
+        short = dataclasses.replace(config, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
+                                    warmup_steps=None, visualdl=False)
         accuracies = fit(net, objective, archs_of_step, few, short, watch_of(few))
         if runtime.rank() == 0:
             checkpoint.build(checkpoint.read(folder))
@@ -138,8 +184,8 @@ def dry_run(net, objective, archs_of_step, images, config, watch_of):
     return accuracies
 
 
-def _resume(net, optimizer, state, config):
-    """What a checkpoint says about where the run stood; loads its weights and optimizer.
+def _resume(net, optimizer, precision, average, state, config):
+    """What a checkpoint says about where the run stood; loads its weights, optimizer, loss scale and average.
 
     1. `--resume PATH`: that checkpoint, or an error.
     2. `--resume auto`: the newest complete checkpoint in --save_dir, if there is one.
@@ -170,8 +216,12 @@ def _resume(net, optimizer, state, config):
         if found.state[name] != state[name]:
             raise UserError(f"--resume {found.path}: the {what} have changed ({found.state[name]} then, {state[name]} "
                             "now), so the run cannot go on exactly")
-    checkpoint.load_weights(net, found.weights, found.path)
-    optim.load_state(net, optimizer, found.optimizer)
+    trained, optimizer_state = checkpoint.trained_weights(found)
+    checkpoint.load_weights(net, trained, found.path)
+    if average:
+        checkpoint.load_weights(average.net, found.weights, found.path)
+    optim.load_state(net, optimizer, optimizer_state)
+    precision.load(found.state.get("scaler"))
     runtime.say(f"resumed {found.path} at step {found.state['step']}")
     return {"saved": found.path, **{name: found.state[name] for name in ("step", "best", "best_step", "accuracies")}}
 
@@ -181,11 +231,11 @@ def _shown(description):
     return f"{description['kind']} {what}, {description['num_classes']} classes"
 
 
-def _require_finite(row, config, archs):
-    bad = [role for role, loss in row["losses"].items() if not np.isfinite(loss)]
-    if bad:
-        where = f"between steps {row['first_step']} and {row['step']}"
-        raise _diverged(f"the loss ({', '.join(bad)}) is not finite {where}", row["lr"], config, archs)
+def _require_finite(row, rate_of, config, archs_of_step):
+    if row["not_finite"]:
+        step, roles = row["not_finite"]
+        raise _diverged(f"the loss ({', '.join(roles)}) is not finite at step {step}", rate_of(step - 1), config,
+                        archs_of_step(step - 1))
 
 
 def _require_finite_weights(net, step, rate, config, archs):
@@ -199,87 +249,6 @@ def _require_finite_weights(net, step, rate, config, archs):
 def _diverged(what, rate, config, archs):
     codes = ", ".join(f"{role} {arch.code}" for role, arch in archs)
     last = checkpoint.newest(config.save_dir, runtime.say)
-    return Diverged(f"{what}, at learning rate {rate:.4g}{f', archs of the last step: {codes}' if codes else ''}; "
+    return Diverged(f"{what}, at learning rate {rate:.4g}{f', archs {codes}' if codes else ''}; "
                     f"the last good checkpoint is {last.path if last else 'none'}; a lower --lr or a longer --warmup "
                     "may help")
-
-
-class _Meter:
-    """Sums since the last line. Losses stay on the device until a line is written: one sync per line, not per step."""
-
-    def __init__(self, step):
-        self._clear(step)
-
-    def _clear(self, step):
-        self.first_step, self.steps, self.images, self.wait, self.away = step + 1, 0, 0, 0.0, 0.0
-        self.losses, self.started = {}, time.perf_counter()
-
-    def waiting(self):
-        return _Stopwatch(self, "wait")
-
-    def paused(self):
-        return _Stopwatch(self, "away")
-
-    def add(self, losses, images):
-        self.steps += 1
-        self.images += images
-        for role, loss in losses.items():
-            self.losses[role] = self.losses.get(role, 0) + loss
-
-    def row(self, step, per_epoch, steps, rate):
-        losses = {role: float(loss) / self.steps for role, loss in self.losses.items()}
-        seconds = time.perf_counter() - self.started - self.away
-        row = {"epoch": step / per_epoch, "step": step, "first_step": self.first_step, "losses": losses, "lr": rate,
-               "images_per_s": self.images / seconds, "data_wait": self.wait / seconds,
-               "seconds_left": (steps - step) * seconds / self.steps}
-        self._clear(step)
-        return row
-
-
-class _Stopwatch:
-    def __init__(self, meter, name):
-        self.meter, self.name = meter, name
-
-    def __enter__(self):
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_):
-        setattr(self.meter, self.name, getattr(self.meter, self.name) + time.perf_counter() - self.started)
-
-
-def _line(row, max_epoch):
-    losses = "  ".join(f"{role} {loss:.4f}" for role, loss in row["losses"].items())
-    minutes, seconds = divmod(int(row["seconds_left"]), 60)
-    days, hours = divmod(minutes // 60, 24)
-    left = f"{f'{days} d ' if days else ''}{hours:02}:{minutes % 60:02}:{seconds:02}"
-    return (f"epoch {row['epoch']:.2f}/{max_epoch}  step {row['step']}  {losses}  lr {row['lr']:.4g}  "
-            f"{row['images_per_s']:.0f} images/s  data wait {row['data_wait']:.0%}  left {left}")
-
-
-class _Table:
-    """metrics.csv: one row per log line. A resumed run drops the rows that it is going to write again."""
-
-    COLUMNS = ("epoch", "step", "lr", "images_per_s", "data_wait")
-
-    def __init__(self, folder, step):
-        self.path = os.path.join(folder, "metrics.csv")
-        files.require_writable(self.path)
-        rows = []
-        if step and os.path.isfile(self.path):
-            with open(self.path, newline="") as file:
-                *lines, _ = file.read().split("\n")  # what has no line's end was cut off in writing
-            rows = list(csv.reader(lines))
-            rows = rows[:1] + [row for row in rows[1:] if int(row[1]) <= step]
-        with files.replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows(rows)
-        self.empty = not rows
-
-    def write(self, row):
-        values = {**{name: row[name] for name in self.COLUMNS},
-                  **{f"loss_{role}": loss for role, loss in row["losses"].items()}}
-        with open(self.path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if self.empty:
-                writer.writerow(values)
-                self.empty = False
-            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in values.values())
