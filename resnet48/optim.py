@@ -7,7 +7,7 @@ import math
 import numpy as np
 import paddle
 
-from . import models
+from .models import leading_sizes
 
 
 def base_rate(lr, batch_size, ranks):
@@ -83,7 +83,7 @@ def unused_held(net, optimizer, archs):
     A gradient covers a whole tensor, with zeros where no subnet of the step reached; weight decay and momentum would
     move those parts all the same. archs: (role, arch) pairs of the step.
     """
-    used, tensors, held = [models.leading_sizes(arch) for _, arch in archs], _tensors_by_name(net, optimizer), []
+    used, tensors, before = [leading_sizes(arch) for _, arch in archs], _tensors_by_name(net, optimizer), {}
     for name, parameter in net.named_parameters():
         parts = [sizes[name] for sizes in used if name in sizes]
         whole = any(tuple(parameter.shape[:len(part)]) == part for part in parts)
@@ -92,13 +92,16 @@ def unused_held(net, optimizer, archs):
         mask = np.zeros(parameter.shape, bool)
         for part in parts:
             mask[tuple(map(slice, part))] = True
-        mask = paddle.to_tensor(mask)
-        for tensor in (parameter, *(state for key, state in tensors.items() if key.startswith(name + "/"))):
-            held.append((tensor, mask, tensor.clone()))
+        velocity = tensors.get(f"{name}/velocity_0", paddle.zeros_like(parameter))  # made at the first gradient
+        before[name] = paddle.to_tensor(mask), parameter.clone(), velocity.clone()
     yield
+    tensors = _tensors_by_name(net, optimizer)
     with paddle.no_grad():
-        for tensor, mask, before in held:
-            tensor.set_value(paddle.where(mask, tensor, before))
+        for name, parameter in net.named_parameters():
+            if name in before:
+                mask, *values = before[name]
+                for tensor, value in zip((parameter, tensors[f"{name}/velocity_0"]), values):
+                    tensor.set_value(paddle.where(mask, tensor, value))
 
 
 class Average:
