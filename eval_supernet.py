@@ -15,7 +15,8 @@ def run(settings):
     """Evaluate the archs of a list with the supernet's weights and write the submission; goes on where it stopped."""
     config.require(settings, "checkpoint", "archs")
     files.require_writable(settings.output)
-    runtime.start(settings.device, join=False)  # the ranks meet in the journal's folder and nowhere else
+    # The ranks meet in the journal's folder and nowhere else.
+    runtime.start(settings.device, join=False, channels_last=settings.channels_last)
     found = checkpoint.read(settings.checkpoint)
     net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
     entries = submission.read_list(settings.archs, net.space)

@@ -46,7 +46,7 @@ def truth(settings):
 
 def start(settings):
     """Device, peers, printed settings, images."""
-    runtime.start(settings.device)
+    runtime.start(settings.device, channels_last=settings.channels_last)
     runtime.say(config.dump(settings))
     return data.load(settings)
 

@@ -13,7 +13,7 @@ RECIPE = os.path.join(config.HERE, "configs", "sandwich.yaml")
 
 def run(settings):
     """Train the supernet."""
-    runtime.start(settings.device)
+    runtime.start(settings.device, channels_last=settings.channels_last)
     runtime.say(config.dump(settings))
     images = data.load(settings)
     train.require_runnable(images, settings)

@@ -53,7 +53,7 @@ if [ -z "${ARCHS:-}" ]; then
     [ -f "$ARCHS" ] || "$PYTHON" -m resnet48 sample 200 --space $SPACE --output "$ARCHS" || exit $?
 fi
 step "evaluating $ARCHS"
-"$PYTHON" eval_supernet.py run --checkpoint "$OUTPUT/train" --archs "$ARCHS" --output "$OUTPUT/submission.json" \
+launch eval_supernet.py run --checkpoint "$OUTPUT/train" --archs "$ARCHS" --output "$OUTPUT/submission.json" \
     ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} || exit $?
 [ -f "$OUTPUT/submission.json" ] || exit 0 # stopped too
 "$PYTHON" eval_supernet.py verify --submission "$OUTPUT/submission.json" --archs "$ARCHS" \

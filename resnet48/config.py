@@ -84,6 +84,7 @@ class TrainConfig(SpaceConfig, DataConfig):
                                 "are each part's own, tell the difference", least=1)
     amp: str = option("none", "mixed precision on a GPU: O1, or none", choices=("none", "O1"))
     amp_dtype: str = option("bf16", "of --amp: bf16, or fp16 with a loss scaler", choices=("bf16", "fp16"))
+    channels_last: bool = option(False, "let Paddle lay features out as NHWC in mixed precision on a GPU")
     zero_residuals: bool = option(False, "start every block as its shortcut; helps short runs of narrow nets")
     pretrained: str | None = option(None, "weights to start from (.pdparams or a run's folder)")
     resume: str = option("auto", "auto (the newest checkpoint in --save_dir), none or a checkpoint's path")
@@ -131,7 +132,8 @@ class ListConfig:
     limit: int | None = option(None, "only the first N archs: a partial submission", least=1)
     every: int = option(1, "only every K-th arch of the list", least=1)
     keys: str | None = option(None, "only the archs with these keys, such as arch1,arch17")
-    chunk: int | None = option(None, "images walked through the tree at once [as memory and time allow]", least=1)
+    chunk: int | None = option(None, "images walked through the tree at once, or auto: as memory and time allow [auto]",
+                               least=1)
 
 
 @dataclass
@@ -142,6 +144,7 @@ class EvalConfig(DataConfig, ListConfig):
     val_images: int | None = option(None, "only so many validation images, of all classes alike", least=1)
     fresh: bool = option(False, "forget what earlier runs have evaluated")
     amp: str = option("none", "half precision on a GPU: fp16 or bf16", choices=("none", "fp16", "bf16"))
+    channels_last: bool = option(False, "let Paddle lay features out as NHWC in half precision on a GPU")
     one_by_one: bool = option(False, "run each arch on its own: the slow reference")
     batch_size: int = option(256, "validation images at a time with --one_by_one", least=1)
     seed: int = option(0, "of the choice of images", least=0, most=MOST_SEED)
@@ -260,7 +263,7 @@ def _check(name, value, hint, limits):
     """`value` as the field's type, from YAML (typed) or from a flag (text)."""
     optional = isinstance(hint, types.UnionType)
     kind = [part for part in typing.get_args(hint) if part is not type(None)][0] if optional else hint
-    if optional and value in (None, "none", "null"):
+    if optional and value in (None, "none", "null", "auto"):
         return None
     try:
         if kind is bool and not isinstance(value, bool):

@@ -21,6 +21,7 @@ from .errors import UserError
 
 FORMAT = 1  # of the files; part of the fingerprint
 PLAN = "plan.json"
+LONGEST_GAP = 10  # usual gaps between two pieces: a longer one is a pause and tells nothing about the speed
 
 
 class Journal:
@@ -85,8 +86,9 @@ class Journal:
         """(chunks done for all archs, counts pieces done, counts pieces in all, pieces per second, or None)."""
         done = [piece for piece in self.counts_pieces() if self.has(piece)]
         chunks = [chunk for chunk in self.chunks() if all(map(self.has, self.counts_pieces(chunk)))]
-        times = sorted(os.stat(self.path(piece)).st_mtime for piece in done)
-        rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
+        gaps = np.diff(sorted(os.stat(self.path(piece)).st_mtime for piece in done))
+        at_work = gaps[gaps <= LONGEST_GAP * np.median(gaps)] if len(gaps) else gaps  # nobody was, in longer ones
+        rate = len(at_work) / at_work.sum() if at_work.sum() > 0 else None
         return chunks, len(done), len(self.counts_pieces()), rate
 
     def counts(self):

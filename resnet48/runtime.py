@@ -17,13 +17,18 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SECONDS_BETWEEN_LINES = 10  # in a log, where a bar would be noise
 
 
-def start(device, join=True):
-    """Choose the device and, unless told otherwise, join the processes that `paddle.distributed.launch` started."""
+def start(device, join=True, channels_last=False):
+    """Choose the device and, unless told otherwise, join the processes that `paddle.distributed.launch` started.
+
+    channels_last: have Paddle tune the layout of features, which on a GPU with tensor cores means NHWC.
+    """
     if device == "auto":
         device = "gpu" if paddle.device.cuda.device_count() else "cpu"
     elif device == "gpu" and not paddle.device.cuda.device_count():
         raise UserError("--device gpu, but Paddle sees no GPU here")
     paddle.set_device(device if device == "cpu" else f"gpu:{paddle.distributed.ParallelEnv().device_id}")
+    if channels_last:
+        paddle.incubate.autotune.set_config({"layout": {"enable": True}})
     if join and ranks() > 1:
         dist.init_parallel_env()
 

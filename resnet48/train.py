@@ -15,7 +15,7 @@ from .precision import Precision
 KEEP_CHECKPOINTS = 3
 #: Settings that may change when a run is resumed: they do not change what has been trained so far.
 FREE_ON_RESUME = {"max_epoch", "resume", "save_dir", "save_freq", "save_every_steps", "log_freq", "eval_freq",
-                  "visualdl", "num_workers", "device", "dry_run", "pretrained", "mode", "skip_bad_images", "image_dir",
+                  "visualdl", "channels_last", "num_workers", "device", "dry_run", "pretrained", "mode", "skip_bad_images", "image_dir",
                   "truth", "limit", "archs"}
 
 
@@ -29,7 +29,8 @@ def fit(net, objective, archs_of_step, images, config, watch):
     objective: see `objectives`. archs_of_step(step): (role, arch) pairs, see `sampling`. images: a `data.ImageSet`.
     watch(net): accuracies in percent by name, after each `eval_freq` epochs and at the end, or None to go without;
     the checkpoint with the best mean is kept.
-    Writes checkpoints, config.yaml and metrics.csv to `config.save_dir`.
+    Writes checkpoints, config.yaml and metrics.csv to `config.save_dir`; with `config.ema` the checkpoints hold, and
+    `watch` sees, the moving average.
     Raises `Diverged` on a loss or weights that are not finite, `SystemExit` (code 0) after a signal that asked to stop.
     """
     with runtime.StopRequest() as stop:

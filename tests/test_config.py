@@ -265,3 +265,8 @@ def test_a_user_error_ends_a_program_with_one_sentence_and_code_2(capsys):
         exit_on_user_error(lambda: parse("--batchsize", "8"))
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: unknown flag --batchsize; the nearest is --batch_size\n"
+
+
+@pytest.mark.parametrize("value, expected", [("auto", None), ("none", None), ("16", 16)])
+def test_what_is_chosen_automatically_when_left_out_can_be_asked_for_by_name(value, expected):
+    assert config.build(config.EvalConfig, {"chunk": value}).chunk == expected

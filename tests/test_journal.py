@@ -129,6 +129,16 @@ def test_counts_are_those_of_the_chunks_that_are_done_for_all_archs(tmp_path):
     assert journal.counts()[1] == 10 and journal.progress()[1:3] == (6, 6)
 
 
+def test_the_rate_is_that_of_the_work_and_not_of_the_pauses(tmp_path):
+    journal = open_journal(tmp_path, chunk=1)
+    assert journal.progress()[3] is None
+    pieces = journal.counts_pieces()[:12]
+    fill(journal, pieces)
+    for place, piece in enumerate(pieces):  # one in two seconds, and after six an hour's pause
+        os.utime(journal.path(piece), (0, 2 * place + 3600 * (place >= 6)))
+    assert journal.progress()[3] == pytest.approx(0.5)
+
+
 class Interrupting:
     """Interrupts whoever writes it to a file."""
 

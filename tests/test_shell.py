@@ -221,6 +221,7 @@ def test_with_data_and_a_list_the_real_thing_runs_on_all_gpus(equipped):
     assert "-m paddle.distributed.launch --gpu 0,1,2,3 train_supernet.py run --config configs/sandwich.yaml" in training
     assert "--image_dir /data/my images" in training and "--pretrained resnet48.pdparams" in training
     assert steps(rest) == ["eval_supernet.py run", "eval_supernet.py verify"]
+    assert "-m paddle.distributed.launch --gpu 0,1,2,3 eval_supernet.py run" in rest[0]
     assert "--archs list.json" in rest[0] and "--image_dir /data/my images" in rest[0]
     equipped.run("train_supernet.sh", **{**data, "GPU_COUNT": "1", "TRUTH": "truth.json"})
     calls = equipped.calls()
