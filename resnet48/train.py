@@ -15,8 +15,8 @@ from .precision import Precision
 KEEP_CHECKPOINTS = 3
 #: Settings that may change when a run is resumed: they do not change what has been trained so far.
 FREE_ON_RESUME = {"max_epoch", "resume", "save_dir", "save_freq", "save_every_steps", "log_freq", "eval_freq",
-                  "visualdl", "channels_last", "num_workers", "device", "dry_run", "pretrained", "mode", "skip_bad_images", "image_dir",
-                  "truth", "limit", "archs"}
+                  "visualdl", "channels_last", "num_workers", "device", "dry_run", "pretrained", "mode",
+                  "skip_bad_images", "image_dir", "truth", "limit", "archs"}
 
 
 class Diverged(UserError):
@@ -88,6 +88,7 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
                 show(row)
             if watch and epoch_ends and (done == steps or config.eval_freq and epoch % config.eval_freq == 0):
                 with since.paused():
+                    runtime.same_everywhere(kept_net.state_dict().values())  # running statistics: those of rank 0
                     _watch(watch, kept_net, state, epoch)
                     net.train()
             if saving:

@@ -142,6 +142,12 @@ def test_signals_are_handled_as_before_when_a_run_has_ended(tmp_path):
     assert [signal.getsignal(number) for number in runtime.STOP_SIGNALS] == before
 
 
+def test_a_dry_run_that_is_stopped_does_not_promise_to_go_on(tmp_path, capsys):
+    assert fit(STANDALONE, dataclasses.replace(settings(tmp_path), dry_run=True), stop_after=3) is None
+    said = capsys.readouterr().out
+    assert f"stopped by SIGTERM after step 3 of {STEPS}; a dry run keeps nothing" in said and "--resume" not in said
+
+
 # ---- losses that are not finite
 
 def test_a_loss_that_is_not_finite_stops_with_everything_named(tmp_path):
