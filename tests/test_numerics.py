@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import sys
 import types
 
@@ -225,6 +226,55 @@ def test_mixed_precision_changes_nothing_on_a_cpu_and_says_so(tmp_path, capsys):
     train.require_runnable(images(), mixed)
     assert "note: --amp O1 has no effect on a CPU" in capsys.readouterr().out
     assert same(fit(STANDALONE, mixed), plain)
+
+
+class EightfoldScaler:
+    """Stands for `paddle.amp.GradScaler`, which does nothing on a CPU."""
+
+    def __init__(self):
+        self.scaled, self.updates = np.array([8.0], "float32"), 0
+
+    def scale(self, loss):
+        return loss * 8
+
+    def step(self, optimizer):
+        for parameter in optimizer._parameter_list:
+            if parameter.grad is not None:
+                paddle.assign(parameter.grad / 8, parameter.grad)
+        optimizer.step()
+
+    def update(self):
+        self.updates += 1
+
+    def state_dict(self):
+        return {"scale": self.scaled, "incr_count": self.updates}
+
+    def load_state_dict(self, state):
+        self.scaled, self.updates = state["scale"], state["incr_count"]
+
+
+@pytest.mark.filterwarnings("ignore:amp_guard")
+def test_half_precision_on_a_gpu_scales_its_losses_and_a_checkpoint_keeps_the_scale(monkeypatch):
+    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(paddle.amp, "GradScaler", EightfoldScaler)
+    found = []
+    for precision in (Precision(), Precision("O1", "bf16"), Precision("O1", "fp16")):
+        paddle.seed(0)
+        net = Supernet(SPACE, 3)
+        optimizer = optim.sgd(net, 0.9, 0.0)
+        optimizer.set_lr(0.1)
+        train._gradients(objectives.sandwich, precision, net, SANDWICH.archs_of_step(0), *batch(), 2)
+        precision.step(optimizer)
+        found.append(values(net))
+    for other in found[1:]:
+        assert all(other[name] == pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in found[0].items())
+    assert Precision("O1", "bf16").state() == {}
+    state = json.loads(json.dumps(precision.state()))
+    assert state == {"scale": [8.0], "incr_count": 1}
+    state["scale"] = [32.0]
+    again = Precision("O1", "fp16")
+    again.load(state)
+    assert again.state() == state
 
 
 # ---- VisualDL

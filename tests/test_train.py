@@ -124,6 +124,16 @@ def test_watching_accuracies_does_not_change_the_training(tmp_path, kind):
     assert list(accuracies) == (["val"] if kind is STANDALONE else ["largest", "smallest", "random1", "random2"])
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_steps_are_a_bar_on_a_terminal_and_only_lines_in_a_log(tmp_path, monkeypatch, capsys, terminal):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    fit(STANDALONE, settings(tmp_path))
+    said, shown = capsys.readouterr()
+    assert ("steps: " in shown) == terminal and "\r" not in said
+    assert len([line for line in said.splitlines() if line.startswith("epoch ")]) == 6
+
+
 # ---- stopping
 
 @pytest.mark.parametrize("number", runtime.STOP_SIGNALS)
