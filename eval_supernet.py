@@ -3,7 +3,7 @@
 import dataclasses
 import tempfile
 
-from resnet48 import checkpoint, config, data, evaluate, files, models, runtime, submission, sweep
+from resnet48 import checkpoint, config, data, evaluate, files, models, runtime, submission, sweep, tree
 from resnet48 import score as scoring
 from resnet48.arch import FULL, ArchConfig
 from resnet48.errors import UserError, exit_on_user_error
@@ -39,8 +39,9 @@ def evaluated(net, digest, entries, images, settings, root):
     archs = [entry.arch for entry in entries]
     if settings.one_by_one:
         return sweep.counts_one_by_one(net, archs, images, settings)
-    journal = sweep.open_journal(root, digest, entries, images, net, settings)
-    return sweep.run(net, journal, archs, images, settings)
+    steps = tree.walk(archs)
+    journal = sweep.open_journal(root, digest, entries, steps, images, net, settings)
+    return sweep.run(net, journal, steps, images, settings)
 
 
 def dry_run(net, digest, entries, images, settings):

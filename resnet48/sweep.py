@@ -26,8 +26,10 @@ RATE_ARCHS = 20  # walked to measure a rate
 SHARE_OF_MEMORY = 0.25  # of the machine's, divided among its processes
 
 
-def open_journal(root, digest, entries, images, net, config):
-    """The `journal.Journal` of this evaluation below `root`. digest: SHA-256 of the weights.
+def open_journal(root, digest, entries, steps, images, net, config):
+    """The `journal.Journal` of this evaluation below `root`.
+
+    digest: SHA-256 of the weights; steps: `tree.walk` of the entries' archs.
 
     Raises `UserError` for `--fresh` in one of several processes, each of which would forget the others' work.
     """
@@ -38,27 +40,27 @@ def open_journal(root, digest, entries, images, net, config):
               "validation": cache.fingerprint(images.val, order, images.size, config.skip_bad_images),
               "calibration": cache.fingerprint(images.train, calibration, images.size, config.skip_bad_images)
               if len(calibration) else None}
-    archs = [entry.arch for entry in entries]
-    shards = -(-len(archs) // ARCHS_PER_SHARD)
+    shards = -(-len(entries) // ARCHS_PER_SHARD)
     # Fewer than asked for where unreadable ones are left out.
     count = len(validation(images, order, config)[1]) if config.skip_bad_images else len(order)
-    chunk = config.chunk or choose_chunk(tree.cost(tree.walk(archs), images.size, net.num_classes), shards, count)
+    chunk = config.chunk or choose_chunk(tree.cost(steps, images.size, net.num_classes), shards, count)
     return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards,
                         config.fresh)
 
 
-def run(net, journal, archs, images, config):
+def run(net, journal, steps, images, config):
     """Do what is left of a journal's pieces, together with whoever else works on it; `Journal.counts` of all of them.
 
-    Raises `UserError` if pieces have been deleted meanwhile.
+    steps: as for `open_journal`. Raises `UserError` if pieces have been deleted meanwhile.
     """
     net.eval()
     share = runtime.rank(), runtime.ranks()
-    parts = dict(enumerate(tree.shards(tree.walk(archs), journal.plan["shards"])))
+    parts = dict(enumerate(tree.shards(steps, journal.plan["shards"])))
     order, calibration = chosen(images, config)
     pixels, labels = validation(images, order, config)
     kept = int(_memory() * SHARE_OF_MEMORY / 2)
-    dense_up_to = engine.DENSE_UP_TO if len(archs) * len(journal.chunks()) >= DENSE_FROM else engine.DENSE_ONCE_UP_TO
+    walks = len(steps) * len(journal.chunks())
+    dense_up_to = engine.DENSE_UP_TO if walks >= DENSE_FROM else engine.DENSE_ONCE_UP_TO
     if len(calibration):
         batch = evaluate.calibration_images(images, config)
         weights = walk.Weights(net, kept, dense_up_to=dense_up_to)

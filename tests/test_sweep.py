@@ -75,12 +75,12 @@ def evaluated(root, net, archs, images, digest="weights", **settings):
     """Counts and number of images of an evaluation over the tree, below `root`."""
     config = EvalConfig(**{"calib_images": 28, "chunk": 32, **settings})
     journal = opened(root, net, archs, images, digest, config)
-    return sweep.run(net, journal, archs, images, config)
+    return sweep.run(net, journal, tree.walk(archs), images, config)
 
 
 def opened(root, net, archs, images, digest="weights", config=EvalConfig(calib_images=28, chunk=32)):
     entries = [Entry(f"arch{place}", arch.code, arch) for place, arch in enumerate(archs)]
-    return sweep.open_journal(str(root), digest, entries, images, net, config)
+    return sweep.open_journal(str(root), digest, entries, tree.walk(archs), images, net, config)
 
 
 def one_by_one(net, archs, images, **settings):
