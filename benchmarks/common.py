@@ -44,8 +44,8 @@ def seconds(run, times):
 
 def machine():
     """Processor, cores, versions, in a line."""
+    from resnet48.machine import cpu_count  # sets the machine, so before Paddle
     import paddle
-    from resnet48.machine import cpu_count
     name = "unknown processor"
     with open("/proc/cpuinfo") as info:
         for line in info:

@@ -58,7 +58,7 @@ def measure(way, codes, size, images):
                 walk.run(weights, steps, evaluate.normalize(paddle.to_tensor(pixels)), measuring)
             return count_chunk(weights, steps, pixels, labels, walk.Tape(measuring.values()))
     else:
-        engine.DENSE_ONCE_UP_TO = engine.UNFOLD_UP_TO = 0  # the library's own convolution everywhere
+        engine.SMALL_UP_TO = 0  # the library's own convolution everywhere
         subnets = [models.extract(net, arch) for arch in archs]
 
         def run():

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .arch import Stem
 
 BYTES = 4  # of a float32
-SMALL_MAP = 8  # pixels: on maps up to this `engine` copies each input of a 3x3 convolution 9 times
+SMALL_MAP = 16  # pixels: on maps up to this `engine` has 11 copies of each input of a 3x3 convolution
 
 
 class Step(NamedTuple):
@@ -84,8 +84,9 @@ def cost(steps, image_size, num_classes):
             statistics += sum(2 * conv.out_width * BYTES for conv in found)
             # Beside the path, in which the output stands for the features that wait for the shortcut: what a
             # convolution gives and two steps of its normalisation, or what it gives and copies of what it reads.
-            temporary = max(max(3 * conv.out_width, conv.out_width + 9 * conv.in_width * (conv.size <= SMALL_MAP))
-                            * conv.size ** 2 for conv in found) * BYTES
+            copies = [11 * conv.in_width * (conv.kernel == 3 and conv.size <= SMALL_MAP) for conv in found]
+            temporary = max(max(3 * conv.out_width, conv.out_width + copied) * conv.size ** 2
+                            for conv, copied in zip(found, copies)) * BYTES
             path.append((size, width * size ** 2 * BYTES))
             most = max(most, image + sum(part for _, part in path) + temporary)
         macs += width * num_classes

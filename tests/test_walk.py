@@ -107,24 +107,5 @@ def test_a_walk_takes_no_more_memory_than_predicted_and_not_much_less(base, size
         assert 0.5 <= per_image / tree.cost(steps, size, 5).path_bytes <= 1
 
 
-def test_the_prediction_knows_which_maps_are_unfolded():
-    assert tree.SMALL_MAP == engine.UNFOLD_UP_TO
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8])
-@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (1, 2), (1, 1), (7, 2)])
-def test_every_way_to_run_a_convolution_gives_the_same_values_and_gradients(size, kernel, stride):
-    paddle.seed(0)
-    x, weight = paddle.randn([3, 5, size, size]), paddle.randn([4, 5, kernel, kernel])
-    results = []
-    for convolve in (lambda a, b: engine.conv2d(a, b, stride),
-                     lambda a, b: paddle.nn.functional.conv2d(a, b, stride=stride, padding=kernel // 2)):
-        inputs = x.clone().detach(), weight.clone().detach()
-        for tensor in inputs:
-            tensor.stop_gradient = False
-        y = convolve(*inputs)
-        (y * paddle.arange(y.size, dtype="float32").reshape(y.shape)).mean().backward()
-        results.append((y.numpy(), inputs[0].grad.numpy(), inputs[1].grad.numpy()))
-    for ours, expected in zip(*results):
-        assert ours.shape == expected.shape
-        assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+def test_the_prediction_knows_on_which_maps_inputs_are_copied():
+    assert tree.SMALL_MAP == engine.SMALL_UP_TO

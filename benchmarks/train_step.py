@@ -1,0 +1,166 @@
+"""How much faster a training step is than with Paddle as it comes, and where its time goes.
+
+    python3 benchmarks/train_step.py [--size 64]
+
+Two ways in one run, each in a process of its own, on the same images, archs and threads:
+- stock: without the settings of resnet48/machine.py, the library's own convolution everywhere;
+- ours: the settings, and the convolutions that engine.py chooses.
+Two steps, each with its optimizer: the standalone full net, and the sandwich (largest, smallest, two random subnets).
+The work counts the two gradients of every convolution, but none with respect to the images.
+The table times every convolution, batch norm and slice of the sandwich step again on its own; "rest" is what is left.
+"""
+
+import argparse
+import collections
+import json
+import time
+
+import common
+
+BATCH = {32: 32, 64: 32, 224: 8}  # pixels: images; at 224 the step with 32 would take a minute
+TIMES = {32: 5, 64: 3, 224: 2}
+CLASSES = 1000
+
+
+def measure(way, size):
+    """Seconds of both steps, the machine's best rate, and the parts of the sandwich step."""
+    import numpy as np
+    import paddle
+    from resnet48 import data, engine, layers, models, objectives, optim, sampling
+    from resnet48.arch import FULL, POOL
+    if way == "stock":
+        engine.SMALL_UP_TO = 0  # the library's own convolution everywhere
+    paddle.seed(0)
+    rng = np.random.default_rng(0)
+    pixels = paddle.to_tensor(rng.integers(0, 256, (BATCH[size], 3, size, size), "uint8"))
+    labels = paddle.to_tensor(rng.integers(0, CLASSES, BATCH[size]))
+    archs = sampling.sandwich(POOL, 0, 0, 4)
+    found = {"rate": common.best_rate()}
+    steps = (("full", models.ResNet48(FULL.largest(), CLASSES), objectives.standalone, [("loss", FULL.largest())]),
+             ("sandwich", models.Supernet(FULL, CLASSES), objectives.sandwich, archs))
+    for name, net, objective, trained in steps:
+        net.train()
+        optimizer = optim.sgd(net, 0.9, 4e-5)
+        optimizer.set_lr(1e-3)
+        clock = {"optimizer": float("inf")}
+
+        def step():
+            objective(net, trained, data.normalize(pixels), labels)
+            started = time.perf_counter()
+            optimizer.step()
+            optimizer.clear_grad(set_to_zero=False)
+            clock["optimizer"] = min(clock["optimizer"], time.perf_counter() - started)
+
+        found[name] = common.seconds(step, TIMES[size])
+        found[f"{name} flops"] = BATCH[size] * sum(_flops(arch, size) for _, arch in trained)
+    if way == "ours":
+        found["parts"] = {**_parts(lambda: objective(net, archs, data.normalize(pixels), labels), engine, layers),
+                          "optimizer": clock["optimizer"]}
+    found["rate"] = max(found["rate"], common.best_rate())
+    return found
+
+
+def _flops(arch, size):
+    stem = arch.convolutions(size)[0]
+    return 2 * (3 * arch.macs(size, CLASSES) - stem.macs)
+
+
+def _parts(step, engine, layers):
+    """Seconds of each kind of work in a step: its calls are noted once and then timed on their own."""
+    import paddle
+    calls = collections.Counter()
+    modules = {"convolution": (engine, "conv2d"), "batch norm": (layers, "batch_norm"), "slices": (layers, "_first")}
+    real = {kind: getattr(module, name) for kind, (module, name) in modules.items()}
+
+    def noting(kind, signature):
+        def call(*given):
+            calls[kind, signature(*given)] += 1
+            return real[kind](*given)
+        return call
+
+    signatures = {
+        "convolution": lambda x, weight, stride=1: (tuple(x.shape), tuple(weight.shape), stride, x.stop_gradient),
+        "batch norm": lambda x, layer: (tuple(x.shape), layer._mean.shape[0]),
+        "slices": lambda weight, *widths: (tuple(weight.shape), widths, weight.stop_gradient)}
+    for kind, (module, name) in modules.items():
+        setattr(module, name, noting(kind, signatures[kind]))
+    step()
+    for kind, (module, name) in modules.items():
+        setattr(module, name, real[kind])
+
+    parts = collections.Counter()
+    for (kind, (shape, *others)), count in calls.items():
+        x = paddle.randn(shape)
+        if kind == "convolution":
+            weight_shape, stride, x.stop_gradient = others
+            given = [x, paddle.randn(weight_shape)]
+            given[1].stop_gradient = False
+            run = lambda: engine.conv2d(*given, stride)
+        elif kind == "batch norm":
+            layer = paddle.nn.BatchNorm2D(others[0])
+            given = [x, layer.weight, layer.bias]
+            x.stop_gradient = False
+            run = lambda: layers.batch_norm(x, layer)
+        elif tuple(shape[:len(others[0])]) == others[0]:
+            continue  # nothing is cut
+        else:
+            widths, x.stop_gradient = others
+            given = [x]
+            run = lambda: layers._first(x, *widths)
+        forward, backward = _forward_and_backward(run, [tensor for tensor in given if not tensor.stop_gradient])
+        parts[f"{kind}, forward"] += count * forward
+        parts[f"{kind}, backward"] += count * backward
+    return parts
+
+
+def _forward_and_backward(run, inputs, times=3):
+    import paddle
+    forward = backward = float("inf")
+    for _ in range(times):
+        started = time.perf_counter()
+        y = run()
+        between = time.perf_counter()
+        forward = min(forward, between - started)
+        if inputs:
+            gradient = paddle.ones_like(y)
+            between = time.perf_counter()
+            paddle.grad(y, inputs, gradient)
+            backward = min(backward, time.perf_counter() - between)
+    return forward, backward if inputs else 0
+
+
+def compare(size):
+    stock = common.child(__file__, ["--child", "stock", size], common.STOCK)
+    ours = common.child(__file__, ["--child", "ours", size], {})
+    best = max(stock["rate"], ours["rate"])
+    print(f"{size} px, batch {BATCH[size]}; best matrix product {best / 1e9:.0f} GFLOP/s")
+    print("step      stock: images/s  GFLOP/s | ours: images/s  GFLOP/s  of the best | ratio")
+    for name in ("full", "sandwich"):
+        images, rates = ([scale / found[name] for found in (stock, ours)] for scale in
+                         (BATCH[size], ours[f"{name} flops"] / 1e9))
+        print(f"{name:9} {images[0]:15.1f}  {rates[0]:7.0f} | {images[1]:14.1f}  {rates[1]:7.0f}  "
+              f"{rates[1] * 1e9 / best:11.0%} | {images[1] / images[0]:5.2f}")
+    parts, total = ours["parts"], ours["sandwich"]
+    parts["rest"] = max(0, total - sum(parts.values()))
+    print("where the time of our sandwich step goes        ms   share")
+    for name, seconds in parts.items():
+        print(f"  {name:40} {seconds * 1e3:7.0f}  {seconds / total:6.1%}")
+    print(f"  {'all':40} {total * 1e3:7.0f}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, choices=sorted(BATCH), help="only this image size in pixels")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        way, size = arguments.child
+        print(json.dumps(measure(way, int(size))))
+        return
+    print(common.machine())
+    for size in [arguments.size] if arguments.size else sorted(BATCH):
+        compare(size)
+
+
+if __name__ == "__main__":
+    main()
