@@ -56,7 +56,7 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
                 f"on {ranks} process(es)")
 
     batches = data.batches(images, state["step"], steps, config.batch_size, config.seed, rank, ranks,
-                           config.num_workers, runtime.say)
+                           config.num_workers, runtime.note)
     net.train()
     with data.dead_workers_named(), contextlib.closing(batches):
         for step in range(state["step"], steps):
@@ -170,6 +170,10 @@ def _resume(net, optimizer, state, config):
         if found.state[name] != state[name]:
             raise UserError(f"--resume {found.path}: the {what} have changed ({found.state[name]} then, {state[name]} "
                             "now), so the run cannot go on exactly")
+    inside = os.path.realpath(found.path).startswith(os.path.join(os.path.realpath(config.save_dir), ""))
+    if not inside and checkpoint.newest(config.save_dir, runtime.say):
+        raise UserError(f"--resume {found.path} lies outside --save_dir {config.save_dir}, which holds checkpoints of "
+                        "its own: --resume auto goes on with those, another --save_dir goes on from that one")
     checkpoint.load_weights(net, found.weights, found.path)
     optim.load_state(net, optimizer, found.optimizer)
     runtime.say(f"resumed {found.path} at step {found.state['step']}")
@@ -277,7 +281,7 @@ class _Table:
     def write(self, row):
         values = {**{name: row[name] for name in self.COLUMNS},
                   **{f"loss_{role}": loss for role, loss in row["losses"].items()}}
-        with open(self.path, "a", newline="") as file:
+        with files.appending(self.path) as file:
             writer = csv.writer(file)
             if self.empty:
                 writer.writerow(values)
