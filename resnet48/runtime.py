@@ -17,6 +17,7 @@ from .errors import UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SECONDS_BETWEEN_LINES = 10  # in a log, where a bar would be noise
+SECONDS_TO_BE_FOUND = 3  # the launcher looks every second, and should name the rank that ended first
 SECONDS_TO_JOIN = 300  # for all ranks; the launcher starts them together, so more than a slow import is a fault
 
 
@@ -134,6 +135,7 @@ def _lost_ranks_named():
     try:
         yield
     except RuntimeError as error:
+        time.sleep(SECONDS_TO_BE_FOUND)
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"rank {rank()} of {ranks()} has lost the others; the log of the one that ended first, log/"
                         f"workerlog.N, says why, and the same command goes on from the last checkpoint ({reason})"
