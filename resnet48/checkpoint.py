@@ -5,6 +5,8 @@ the run stood, its settings, and the sha256 of the other two), and after the las
 final.json beside it.
 """
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -21,6 +23,7 @@ from .arch import FIRST_BLOCK, FULL, HEAD, ArchConfig, SearchSpace
 from .errors import UserError
 
 WEIGHTS, OPTIMIZER, STATE = "net.pdparams", "net.pdopt", "state.json"
+FINAL = {WEIGHTS: "final.pdparams", OPTIMIZER: "final.pdopt", STATE: "final.json"}
 TRAINED = "/trained"  # ends the names of weights in net.pdopt that are averaged in net.pdparams
 FOREIGN_PREFIXES = ("_layers.", "model._layers.", "model.")
 FOREIGN_TEACHER = "ofa_teacher_model."
@@ -54,7 +57,7 @@ def save(run_folder, net, optimizer, state, keep, average=None):
     target = os.path.join(folder, f"step-{state['step']:08d}")
     temporary = os.path.join(folder, f".writing-{os.getpid()}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _sweep(run_folder)
         os.makedirs(temporary)
         paddle.save((average or net).state_dict(), os.path.join(temporary, WEIGHTS))
         trained = {name + TRAINED: value.numpy() for name, value in net.state_dict().items()} if average else {}
@@ -89,9 +92,20 @@ def trained_weights(found):
 
 def publish(checkpoint_folder, run_folder):
     """Give a checkpoint the names that other people's scripts look for: final.pdparams and final.pdopt."""
-    for name, final in ((WEIGHTS, "final.pdparams"), (OPTIMIZER, "final.pdopt"), (STATE, "final.json")):
+    _sweep(run_folder)
+    for name, final in FINAL.items():
         with files.replacing(os.path.join(run_folder, final)) as temporary:
             shutil.copyfile(os.path.join(checkpoint_folder, name), temporary)
+
+
+def _sweep(run_folder):
+    """Remove what a killed run has left half written."""
+    for left in glob.glob(os.path.join(glob.escape(run_folder), "checkpoints", ".writing-*")):
+        shutil.rmtree(left, ignore_errors=True)
+    for name in ("config.yaml", "metrics.csv", *FINAL.values()):
+        for left in glob.glob(os.path.join(glob.escape(run_folder), f".{name}.*")):
+            with contextlib.suppress(OSError):
+                os.unlink(left)
 
 
 def _digest(state):

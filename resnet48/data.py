@@ -5,6 +5,7 @@ sees is a pure function of (seed, epoch, image): the same for any number of work
 """
 
 import contextlib
+import glob
 import itertools
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from PIL import Image
 
 from . import files
 from .errors import UserError
-from .runtime import STOP_SIGNALS, progress
+from .runtime import STOP_SIGNALS, progress, require_shared_memory
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on the scale 0..1
@@ -291,6 +292,8 @@ def _follow_the_main_process(_worker):
     def end_with(parent):
         while os.getppid() == parent:
             time.sleep(1)
+        for left in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):  # batches that nobody will fetch any more
+            os.unlink(left)
         os._exit(1)
 
     for number in STOP_SIGNALS:
@@ -329,6 +332,8 @@ def batches(images, first_step, last_step, batch_size, seed, rank, ranks, worker
     Raises `UserError` when more than a few images are unreadable or a worker process dies; code that runs between
     two batches needs `dead_workers_named` around it too.
     """
+    if workers:
+        require_shared_memory(workers, batch_size * (3 * images.size ** 2 + 8) + 24576)  # 3 tensors with their pages
     sampler = _Steps(len(images.train), first_step, last_step, batch_size, seed, rank, ranks)
     loader, seen = _loader(_Views(images, seed), sampler, workers), set()
     try:

@@ -1,5 +1,8 @@
 """What every module may raise, and how a script turns it into one clear sentence."""
 
+import contextlib
+import errno
+import os
 import sys
 
 
@@ -20,6 +23,15 @@ def exit_on_user_error(main):
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with contextlib.suppress(OSError):
+            print(f"error: cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}",
+                  file=sys.stderr, flush=True)
+        # Mostly it is the log that standard output goes to: what is still held back for it would fail at the end again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(2)
     except MemoryError:
         print("error: out of memory; a smaller --batch_size, --image_size or --chunk needs less", file=sys.stderr,

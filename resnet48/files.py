@@ -40,6 +40,16 @@ def replacing(path):
 
 
 @contextlib.contextmanager
+def appending(path):
+    """Yield a text file to which lines are added. Raises `UserError` where it cannot be written or the disk is full."""
+    try:
+        with open(path, "a", newline="") as file:
+            yield file
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
 def locked(path):
     """Wait for, then hold, a lock file that the system lets go of however the process ends.
 

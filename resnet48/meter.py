@@ -93,15 +93,12 @@ class Table:
 
     def write(self, row):
         values = scalars(row)
-        try:
-            with open(self.path, "a", newline="") as file:
-                writer = csv.writer(file)
-                if self.empty:
-                    writer.writerow(values)
-                    self.empty = False
-                writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in values.values())
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+        with files.appending(self.path) as file:
+            writer = csv.writer(file)
+            if self.empty:
+                writer.writerow(values)
+                self.empty = False
+            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in values.values())
 
 
 def scalars(row):

@@ -1,7 +1,9 @@
 """The process and its peers: device, ranks, reductions, messages, signals."""
 
 import contextlib
+import os
 import random
+import select
 import signal
 import sys
 import time
@@ -15,6 +17,8 @@ from .errors import UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SECONDS_BETWEEN_LINES = 10  # in a log, where a bar would be noise
+SECONDS_TO_BE_FOUND = 3  # the launcher looks every second, and should name the rank that ended first
+SECONDS_TO_JOIN = 300  # for all ranks; the launcher starts them together, so more than a slow import is a fault
 
 
 def start(device, join=True, channels_last=False):
@@ -30,7 +34,37 @@ def start(device, join=True, channels_last=False):
     if channels_last:
         paddle.incubate.autotune.set_config({"layout": {"enable": True}})
     if join and ranks() > 1:
-        dist.init_parallel_env()
+        if device == "cpu":  # as the launcher has it; ranks started by hand would get another way that leaves processes
+            os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
+        with _joining_within(int(os.environ.get("FLAGS_stop_check_timeout", SECONDS_TO_JOIN))):
+            dist.init_parallel_env()
+
+
+@contextlib.contextmanager
+def _joining_within(seconds):
+    """A block in which this process waits for the other ranks, and is ended with one sentence if it waits too long.
+
+    Paddle waits for ever, or an hour, and holds the interpreter's lock meanwhile: only another process can watch.
+    """
+    waiting, (reader, writer) = os.getpid(), os.pipe()
+    watcher = os.fork()
+    if watcher == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.close(writer)
+        told = select.select([reader], [], [], seconds)[0]
+        if not told and os.getppid() == waiting:
+            os.write(2, f"error: rank {rank()} of {ranks()} has waited {seconds} s for the others: start as many "
+                        "processes as --nproc_per_node and --nnodes say, and see the logs of the others\n".encode())
+            os.kill(waiting, signal.SIGKILL)  # it answers to nothing else without a stack trace
+        os._exit(0)
+    os.close(reader)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(writer, b".")  # closing is not enough: what Paddle forks has it open too
+        os.close(writer)
+        os.waitpid(watcher, 0)
 
 
 def rank():
@@ -53,11 +87,32 @@ def versions():
     return {"paddle": paddle.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
 
 
+def require_shared_memory(workers, batch_bytes):
+    """Raise `UserError` unless the batches that Paddle's workers have ready at once fit into /dev/shm.
+
+    Measured with 1 to 4 workers: two from each and one in use. A worker that finds no room dies of a bus error.
+    """
+    if not os.path.isdir("/dev/shm"):  # a system that keeps shared memory elsewhere
+        return
+    local_ranks = max(1, int(os.environ.get("PADDLE_LOCAL_SIZE", 1)))  # set by paddle.distributed.launch
+    needed, room = local_ranks * (2 * workers + 1) * batch_bytes, os.statvfs("/dev/shm")
+    free = room.f_bavail * room.f_frsize
+    if free < needed:
+        raise UserError(f"/dev/shm has {free / 1e6:.1f} MB left, but batches from --num_workers {workers} need "
+                        f"{needed / 1e6:.1f} MB there: --num_workers 0 needs none, and `docker run --shm-size` or "
+                        "deleting what killed programs have left in it gives more")
+
+
 def say(message):
     """A line from rank 0 for the person who watches."""
     if rank() == 0:
-        tqdm.write(message)
-        sys.stdout.flush()
+        note(message)
+
+
+def note(message):
+    """A line from this rank, which the launcher writes to a log of its own."""
+    tqdm.write(message)
+    sys.stdout.flush()
 
 
 def progress(iterable, total, what):
@@ -86,11 +141,25 @@ def counting(first, last, what):
     return tqdm(range(first, last), desc=what, initial=first, total=last, leave=False)
 
 
+@contextlib.contextmanager
+def _lost_ranks_named():
+    """Where ranks exchange numbers: one that has ended shows as an error of the connection."""
+    try:
+        yield
+    except RuntimeError as error:
+        time.sleep(SECONDS_TO_BE_FOUND)
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"rank {rank()} of {ranks()} has lost the others; the log of the one that ended first, log/"
+                        f"workerlog.N, says why, and the same command goes on from the last checkpoint ({reason})"
+                        ) from error
+
+
 def same_everywhere(parameters):
     """Give every rank the values of rank 0."""
     if ranks() > 1:
-        for parameter in parameters:
-            dist.broadcast(parameter, src=0)
+        with _lost_ranks_named():
+            for parameter in parameters:
+                dist.broadcast(parameter, src=0)
 
 
 def average_gradients(parameters, vote):
@@ -104,7 +173,8 @@ def average_gradients(parameters, vote):
         return vote
     present = [parameter.grad for parameter in parameters if parameter.grad is not None]
     fused = paddle.concat([paddle.to_tensor([float(vote)]), *(gradient.flatten() for gradient in present)])
-    dist.all_reduce(fused)
+    with _lost_ranks_named():
+        dist.all_reduce(fused)
     votes, *parts = fused.split([1, *(int(gradient.size) for gradient in present)])
     for gradient, part in zip(present, parts):
         paddle.assign(part.reshape(gradient.shape) / ranks(), output=gradient)
@@ -116,7 +186,8 @@ def total(values):
     if ranks() == 1:
         return list(values)
     summed = paddle.to_tensor(list(values), "float64")
-    dist.all_reduce(summed)
+    with _lost_ranks_named():
+        dist.all_reduce(summed)
     return summed.numpy().tolist()
 
 

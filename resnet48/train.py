@@ -60,7 +60,7 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
                 f"on {ranks} process(es)")
 
     batches = data.batches(images, state["step"], steps, config.batch_size, config.seed, rank, ranks,
-                           config.num_workers, runtime.say)
+                           config.num_workers, runtime.note)
     net.train()
     with data.dead_workers_named(), contextlib.closing(batches):
         for step in runtime.counting(state["step"], steps, "steps"):
@@ -206,6 +206,13 @@ def _resume(net, optimizer, precision, average, state, config):
         return {}
     if "step" not in found.state or not found.optimizer:
         raise UserError(f"--resume {found.path}: this holds weights only; --pretrained starts from them")
+    for name, what in (("ranks", "processes"), ("classes", "classes"), ("images", "training images")):
+        was, now = found.state[name], state[name]
+        if was != now:
+            if name == "classes":  # of maybe a thousand
+                was, now = sorted(set(was) - set(now))[:3], sorted(set(now) - set(was))[:3]
+            raise UserError(f"--resume {found.path}: the {what} have changed ({was} then, {now} now), so the run cannot "
+                            "go on exactly")
     if checkpoint.describe(net) != found.state["net"]:
         raise UserError(f"--resume {found.path}: this is a checkpoint of another net: {_shown(found.state['net'])}; "
                         f"the settings ask for {_shown(checkpoint.describe(net))}")
@@ -214,10 +221,10 @@ def _resume(net, optimizer, precision, average, state, config):
         if name not in FREE_ON_RESUME and name in before and before[name] != value:
             raise UserError(f"--resume {found.path}: --{name} was {before[name]} and is now {value}; a run can be "
                             f"resumed with other {', '.join(sorted(FREE_ON_RESUME & before.keys()))} only")
-    for name, what in (("ranks", "processes"), ("images", "training images"), ("classes", "classes")):
-        if found.state[name] != state[name]:
-            raise UserError(f"--resume {found.path}: the {what} have changed ({found.state[name]} then, {state[name]} "
-                            "now), so the run cannot go on exactly")
+    inside = os.path.realpath(found.path).startswith(os.path.join(os.path.realpath(config.save_dir), ""))
+    if not inside and checkpoint.newest(config.save_dir, runtime.say):
+        raise UserError(f"--resume {found.path} lies outside --save_dir {config.save_dir}, which holds checkpoints of "
+                        "its own: --resume auto goes on with those, another --save_dir goes on from that one")
     trained, optimizer_state = checkpoint.trained_weights(found)
     checkpoint.load_weights(net, trained, found.path)
     if average:

@@ -131,6 +131,33 @@ def test_a_run_that_cannot_go_on_as_it_began_is_refused(here, flags, sentence):
     assert sentence in refusal((*TRAINING, "--save_dir", "supernet", *flags), here)
 
 
+@pytest.mark.parametrize("words, flags, sentence", [
+    (TRAINING, ("--image_dir", "others"), "the classes have changed (['cat'] then, ['dog'] now)"),
+    (TRAINING, ("--image_dir", "fewer"), "the classes have changed (['cat'] then, [] now)"),
+    (STANDALONE, ("--arch", LARGEST), f"another net: standalone {SMALLEST}, 3 classes; the settings ask for standalone"),
+    (STANDALONE, ("--resume", "supernet"), "another net: supernet 2,4,8,16 wide, 3 classes; the settings ask for stand")],
+    ids=["other classes", "fewer classes", "another arch", "a supernet"])
+def test_a_run_does_not_go_on_as_another_arch_or_with_other_classes(here, words, flags, sentence):
+    image_folder(here / "others", ("ant", "bee", "dog"))
+    image_folder(here / "fewer", ("ant", "bee"), train=12)
+    folder = "supernet" if words is TRAINING else "standalone"
+    assert sentence in refusal((*words, "--save_dir", folder, *flags), here)
+    assert good(call(*words, "--save_dir", folder)).out.count("resumed ") == 1  # the last good one is there
+
+
+@pytest.mark.parametrize("name", ["net.pdparams", "net.pdopt", "state.json"])
+def test_a_checkpoint_that_is_cut_short_is_named_and_the_run_goes_on_from_the_one_before(here, name):
+    words = (*TRAINING, "--save_dir", "supernet", "--max_epoch")
+    good(call(*words, 2))
+    before, last = (f"supernet/checkpoints/step-0000000{step}" for step in (3, 6))
+    with open(f"{last}/{name}", "r+b") as file:
+        file.truncate(os.path.getsize(f"{last}/{name}") // 2)
+    assert f"the checkpoint {last} is torn: " in refusal((*words, 2, "--resume", last), here)
+    said = good(call(*words, 2)).out
+    assert f"the checkpoint {last} is torn: " in said and f"resumed {before} at step 3" in said
+    assert f"resumed {last} at step 6" in good(call(*words, 2)).out  # written anew
+
+
 # ---- places that cannot be written
 
 @pytest.fixture

@@ -170,6 +170,15 @@ def test_what_has_just_been_written_stays_also_where_newer_ones_lie(tmp_path):
     assert os.path.isdir(folder)
 
 
+def test_what_killed_runs_have_left_half_written_goes_with_the_next_checkpoint(tmp_path):
+    os.makedirs(tmp_path / "checkpoints" / ".writing-1" / "net")
+    kept = {"checkpoints", ".mine", "final.pdparams.bak", ".final"}
+    for name in (".config.yaml.ab12.yaml", ".metrics.csv.x.csv", ".final.json.y.json", *kept - {"checkpoints"}):
+        (tmp_path / name).write_text("half")
+    saved(tmp_path, small())
+    assert steps(tmp_path) == ["step-00000001"] and set(os.listdir(tmp_path)) == kept
+
+
 # ---- torn
 
 def truncate(path):

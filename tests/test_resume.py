@@ -7,6 +7,7 @@ import pytest
 from small_runs import (CLASSES, DEMO, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, Kind, checkpoints, content, fit,
                         images, newest, same, table)
 
+from resnet48 import checkpoint
 from resnet48.errors import UserError
 from resnet48.models import ResNet48
 
@@ -54,6 +55,17 @@ def test_a_run_goes_on_from_an_older_checkpoint_by_path_also_into_another_folder
     assert same(fit(STANDALONE, dataclasses.replace(config, resume=older)), through)
 
 
+def test_a_checkpoint_of_another_run_is_not_mixed_into_a_folder_that_holds_one(tmp_path):
+    one, other = stopped_run(tmp_path / "one"), stopped_run(tmp_path / "other")
+    older = os.path.join(one.save_dir, "checkpoints", "step-00000006")
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=f"--resume {older} lies outside --save_dir {other.save_dir}, which holds check"):
+        fit(STANDALONE, dataclasses.replace(other, resume=older))
+    assert content(tmp_path) == before
+    os.symlink(one.save_dir, tmp_path / "link")  # another name of the same folder
+    fit(STANDALONE, dataclasses.replace(one, resume=str(tmp_path / "link" / "checkpoints" / "step-00000006")))
+
+
 def test_the_best_accuracy_is_remembered(tmp_path):
     config = dataclasses.replace(settings(tmp_path), max_epoch=3)
     accuracies = iter([70.0, 60.0, 50.0])
@@ -71,6 +83,29 @@ def test_a_finished_run_is_not_trained_again_and_still_knows_its_accuracies(tmp_
 
     assert same(fit(STANDALONE, settings(tmp_path), watch=watch), through)
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("killed_before", ["final.pdparams", "final.pdopt", "final.json"])
+def test_a_kill_between_the_final_files_is_mended_by_the_same_command(tmp_path, monkeypatch, killed_before):
+    through = fit(STANDALONE, settings(tmp_path))  # the final files of a run that then goes on
+    expected, config = content(tmp_path), dataclasses.replace(settings(tmp_path), max_epoch=3)
+    replace = os.replace
+
+    def killed(source, target):
+        if os.path.basename(target) == killed_before:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", killed)
+        fit(STANDALONE, config)
+    (tmp_path / ".final.pdparams.8xq2.pdparams").write_text("half written")
+    trained = fit(STANDALONE, config)
+    found = checkpoint.read(str(tmp_path / "final.pdparams"))
+    assert same(found.weights, trained) and found.state["step"] == 18 and not same(trained, through)
+    assert sorted(os.listdir(tmp_path)) == sorted({name.split(os.sep)[0] for name in expected})
+    assert (tmp_path / "final.pdopt").read_bytes() == \
+        (tmp_path / "checkpoints" / "step-00000018" / "net.pdopt").read_bytes()
 
 
 # ---- metrics.csv

@@ -1,0 +1,196 @@
+"""Disks, shared memory, images and processes that fail while a training runs: one clear sentence, nothing lost."""
+
+import dataclasses
+import glob
+import os
+import resource
+import shutil
+import signal
+import subprocess
+from collections import namedtuple
+
+import pytest
+from commands import DIGITS, PATIENCE, SMALL, Ended, call, command, environment, good, image_folder, refusal
+from small_runs import SETTINGS, STANDALONE, fit, newest
+from test_interruption import ENDLESS, Program, processes
+
+from resnet48 import checkpoint, runtime
+from resnet48.errors import UserError
+
+TRAINING = ("train_supernet.py", "run", *SMALL)
+ON_DIGITS = ("train_supernet.py", "run", *DIGITS, "--dyna_batch_size", 2, "--eval_freq", 0)
+
+
+def sentence(ended):
+    """What a program said that ended as it must, other programs' lines left out."""
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert ended.code == 2 and "Traceback" not in ended.err + ended.out, ended
+    return line.removeprefix("error: ")
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    """run(mounts, words, after=""): a program that sees file systems of its own; skips where that is not allowed.
+
+    mounts: lines of shell to run first; after: lines of shell to run when it has ended.
+    """
+    for way in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
+        try:
+            if subprocess.run([*way, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0:
+                break
+        except FileNotFoundError:
+            pass
+    else:
+        pytest.skip("mounting is not permitted here")
+
+    def run(mounts, words, after=""):
+        script = f'set -e\n{mounts}\nset +e\n"$@"\ncode=$?\nset -e\n{after}\nexit $code'
+        ended = subprocess.run([*way, "sh", "-c", script, "sh", *command(*words)], env=environment(),
+                               capture_output=True, text=True, timeout=PATIENCE)
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("photos") / "images")
+
+
+# ---- disks
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_during_a_checkpoint_leaves_the_one_before_and_more_room_goes_on(tmp_path, namespace):
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.mkdir()
+    words = (*ON_DIGITS, "--max_epoch", 3, "--save_dir")
+    # Room for one checkpoint of 0.3 MB and a half. What is on the disk is copied away, for it goes with the program.
+    said = sentence(namespace(f"mount -t tmpfs -o size=450k tmpfs {small}", (*words, small), f"cp -a {small} {large}"))
+    assert said == (f"cannot write the checkpoint {small}/checkpoints/step-00000010: No space left on device; older "
+                    f"ones in {small}/checkpoints are untouched")
+    assert sorted(os.listdir(large / "checkpoints")) == ["step-00000005"]
+    assert checkpoint.read(str(large)).state["step"] == 5
+    went_on = good(call(*words, large))
+    assert f"resumed {large}/checkpoints/step-00000005 at step 5" in went_on.out
+    assert checkpoint.read(str(large / "final.pdparams")).state["step"] == 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mount, reason", [("-o ro", "Read-only file system"),
+                                           ("-o size=4k tmpfs {0} && echo > {0}/full #", "No space left on device")],
+                         ids=["read-only", "full"])
+def test_a_disk_that_takes_nothing_is_refused_at_the_start(tmp_path, namespace, mount, reason):
+    mounts = f"mount -t tmpfs {mount.format(tmp_path)} tmpfs {tmp_path}"
+    said = sentence(namespace(mounts, (*ON_DIGITS, "--save_dir", tmp_path / "run")))
+    assert said == f"cannot write {tmp_path}/run/config.yaml: {reason}"
+
+
+def test_a_disk_that_is_full_when_a_row_of_metrics_is_written_is_one_sentence_and_the_run_goes_on(tmp_path, capsys):
+    config = dataclasses.replace(SETTINGS, save_dir=str(tmp_path), log_freq=1, max_epoch=10, save_freq=1)
+    fit(STANDALONE, dataclasses.replace(config, max_epoch=1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    config = dataclasses.replace(config, save_freq=5)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # what a full disk does
+    try:
+        with pytest.raises(UserError, match=f"^cannot write {tmp_path}/metrics.csv: "):
+            fit(STANDALONE, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert newest(tmp_path).state["step"] == 6
+    fit(STANDALONE, config)
+    assert newest(tmp_path).state["step"] == 60
+
+
+@pytest.mark.slow
+def test_a_log_on_a_full_disk_is_one_sentence(tmp_path):
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command(*ON_DIGITS, "--save_dir", tmp_path), env=environment(), stdout=full,
+                               stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+    assert sentence(Ended(ended.returncode, "", ended.stderr)) == "cannot write: No space left on device"
+
+
+# ---- shared memory
+
+@pytest.mark.slow
+def test_shared_memory_that_is_too_small_for_the_workers_is_refused_before_the_first_step(tmp_path, namespace):
+    words = (*ON_DIGITS, "--save_dir", tmp_path / "run", "--num_workers")
+    ended = namespace("mount -t tmpfs -o size=1m tmpfs /dev/shm", (*words, 2))
+    said = sentence(ended)
+    assert said.startswith("/dev/shm has 1.0 MB left, but batches from --num_workers 2 need 4.1 MB there")
+    assert "--num_workers 0 needs none" in said and "--shm-size" in said and "step 1 " not in ended.out
+
+
+@pytest.mark.slow
+def test_shared_memory_that_is_just_large_enough_is_enough(tmp_path, namespace):
+    words = (*ON_DIGITS, "--max_epoch", 2, "--save_dir", tmp_path / "run", "--num_workers", 2)
+    good(namespace("mount -t tmpfs -o size=4.1m tmpfs /dev/shm".replace("4.1m", str(4_100_000)), words))
+
+
+@pytest.mark.parametrize("workers, ranks, enough", [(2, 1, 5000), (1, 1, 3000), (4, 1, 9000), (2, 8, 40000)])
+def test_what_workers_need_is_two_batches_each_and_the_one_in_use_for_every_rank(monkeypatch, workers, ranks, enough):
+    monkeypatch.setenv("PADDLE_LOCAL_SIZE", str(ranks))
+    for free in (enough, enough - 1):
+        monkeypatch.setattr(os, "statvfs", lambda _, free=free: namedtuple("Room", "f_bavail f_frsize")(free, 1))
+        if free == enough:
+            runtime.require_shared_memory(workers, 1000)
+            continue
+        with pytest.raises(UserError, match="/dev/shm"):
+            runtime.require_shared_memory(workers, 1000)
+
+
+# ---- processes that decode images
+
+@pytest.mark.slow
+def test_a_killed_worker_stops_the_training_and_the_same_command_goes_on(tmp_path, photos):
+    words = ("train_supernet.py", "run", *ENDLESS, "--save_freq", 1, "--image_dir", photos, "--save_dir", tmp_path)
+    with Program(*words) as program:
+        program.until("step 7 ")  # three steps an epoch: two checkpoints are there
+        workers = [each for each, _, parent, _ in processes() if parent == program.process.pid]
+        os.kill(workers[0], signal.SIGKILL)
+        assert sentence(program.ended()).startswith("a process that decodes training images has died: killed, or out ")
+        assert not program.leaves_processes()
+    step = newest(tmp_path).state["step"]
+    assert step >= 6 and not glob.glob(f"{tmp_path}/checkpoints/.writing-*")
+    with Program(*words) as program:
+        program.until(f"resumed {tmp_path}/checkpoints/step-{step:08d}").until(f"step {step + 1} ")
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_training_leave_no_shared_memory(tmp_path, photos):
+    with Program("train_supernet.py", "run", *ENDLESS, "--image_dir", photos, "--save_dir", tmp_path) as program:
+        program.until("step 2 ")
+        workers = [each for each, _, parent, _ in processes() if parent == program.process.pid]
+        program.process.kill()
+        program.process.wait()
+        assert not program.leaves_processes()
+        assert workers and not [left for each in workers for left in glob.glob(f"/dev/shm/paddle_{each}_*")]
+
+
+# ---- images
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_are_deleted_under_way_are_named_and_without_any_left_the_training_stops(tmp_path, workers):
+    images = image_folder(tmp_path / "images")
+    with Program("train_supernet.py", "run", *ENDLESS, "--num_workers", workers, "--save_freq", 1, "--image_dir",
+                 images, "--save_dir", tmp_path / "run") as program:
+        program.until("step 2 ")
+        os.unlink(f"{images}/train/bee/1.png")
+        program.until(f"skipped the unreadable image {images}/train/bee/1.png (1 so far)").until("step ")
+        shutil.rmtree(f"{images}/train")
+        assert sentence(program.ended()).startswith(f"too many training images of {images} are unreadable: 24 so far")
+    assert newest(tmp_path / "run").state["step"] >= 3
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda: shutil.rmtree("images/train/cat"), "train/ and val/ in images must hold the same class folders; 1 differ"),
+    (lambda: [shutil.rmtree(f"images/{part}/cat") for part in ("train", "val")],
+     "the classes have changed (['cat'] then, [] now)"),
+    (lambda: [shutil.copytree(f"images/{part}/cat", f"images/{part}/dog") for part in ("train", "val")],
+     "the classes have changed ([] then, ['dog'] now)"),
+    (lambda: shutil.copy("images/train/ant/1.png", "images/train/ant/new.png"), "the training images have changed"),
+    (lambda: os.unlink("images/train/ant/1.png"), "the training images have changed (24 then, 23 now)")],
+    ids=["a class less in train", "a class less", "a class more", "an image more", "an image less"])
+def test_a_run_does_not_go_on_with_other_images(here, change, said):
+    change()
+    assert said in refusal((*TRAINING, "--image_dir", "images", "--save_dir", "supernet"), here)
