@@ -83,6 +83,7 @@ def test_killed_at_25_random_moments_it_ends_with_the_same_weights_and_optimizer
         if life.returncode == 0:  # it came to its end first: begin anew
             assert_as_undisturbed(folder, undisturbed)
             runs, step = runs + 1, 0
+            assert runs <= RANDOM + AIMED, "the kills come too late"
             folder = str(tmp_path / str(runs))
             continue
         assert life.returncode == -signal.SIGKILL, said
