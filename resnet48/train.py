@@ -211,8 +211,8 @@ def _resume(net, optimizer, precision, average, state, config):
         if was != now:
             if name == "classes":  # of maybe a thousand
                 was, now = sorted(set(was) - set(now))[:3], sorted(set(now) - set(was))[:3]
-            raise UserError(f"--resume {found.path}: the {what} have changed ({was} then, {now} now), so the run cannot "
-                            "go on exactly")
+            raise UserError(f"--resume {found.path}: the {what} have changed ({was} then, {now} now), so the run "
+                            "cannot go on exactly")
     if checkpoint.describe(net) != found.state["net"]:
         raise UserError(f"--resume {found.path}: this is a checkpoint of another net: {_shown(found.state['net'])}; "
                         f"the settings ask for {_shown(checkpoint.describe(net))}")

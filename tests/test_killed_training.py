@@ -14,8 +14,8 @@ from small_runs import newest, same, table
 
 RANDOM, AIMED = 15, 10  # kills at any moment, and kills while a checkpoint is being written
 #: Six epochs of five steps, a checkpoint after each.
-TRAINING = ("train_supernet.py", "run", *NARROW, "--batch_size", 256, "--max_epoch", 6, "--dyna_batch_size", 2, "--lr", 0.05,
-            "--warmup", 0, "--calib_images", 16, "--eval_freq", 0, "--num_workers", 1, "--log_freq", 1)
+TRAINING = ("train_supernet.py", "run", *NARROW, "--batch_size", 256, "--max_epoch", 6, "--dyna_batch_size", 2,
+            "--lr", 0.05, "--warmup", 0, "--calib_images", 16, "--eval_freq", 0, "--num_workers", 1, "--log_freq", 1)
 STEPS = 30
 
 
@@ -35,6 +35,10 @@ def finish(life):
 def writing(folder):
     """Checkpoints that are being written, or that a killed run has left half written."""
     return glob.glob(os.path.join(folder, "checkpoints", ".writing-*"))
+
+
+def last_name(folder):
+    return max(os.listdir(os.path.join(folder, "checkpoints")))  # names that begin with a dot come first
 
 
 def kill_while_writing(life, folder, delay):
@@ -79,6 +83,7 @@ def test_killed_at_25_random_moments_it_ends_with_the_same_weights_and_optimizer
         if life.returncode == 0:  # it came to its end first: begin anew
             assert_as_undisturbed(folder, undisturbed)
             runs, step = runs + 1, 0
+            assert runs <= RANDOM + AIMED, "the kills come too late"
             folder = str(tmp_path / str(runs))
             continue
         assert life.returncode == -signal.SIGKILL, said
@@ -89,13 +94,8 @@ def test_killed_at_25_random_moments_it_ends_with_the_same_weights_and_optimizer
         before, step = step, found.state["step"] if found else 0
         assert step >= before  # the last good checkpoint is there
         if found:
-            assert checkpoints_of(folder)[-1] == step  # and nothing torn bears a checkpoint's name
-    print(f"{killed} kills, {torn_writes} of them while a checkpoint was written, {runs} runs to their end between them")
+            assert last_name(folder) == f"step-{step:08d}"  # and nothing torn bears a checkpoint's name
+    print(f"{killed} kills, {torn_writes} of them while a checkpoint was written; {runs} runs came to their end first")
     assert killed == RANDOM + AIMED and torn_writes >= 3
     finish(begin(folder))
     assert_as_undisturbed(folder, undisturbed)
-
-
-def checkpoints_of(folder):
-    return [int(name.removeprefix("step-")) for name in sorted(os.listdir(os.path.join(folder, "checkpoints")))
-            if name.startswith("step-")]
