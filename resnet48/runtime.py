@@ -11,6 +11,7 @@ import paddle
 import paddle.distributed as dist
 from tqdm import tqdm
 
+from . import machine
 from .errors import UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -18,7 +19,10 @@ SECONDS_BETWEEN_LINES = 10  # in a log, where a bar would be noise
 
 
 def start(device, join=True):
-    """Choose the device and, unless told otherwise, join the processes that `paddle.distributed.launch` started."""
+    """Choose the device and, unless told otherwise, join the processes that `paddle.distributed.launch` started.
+
+    Says what the machine is and how it is set.
+    """
     if device == "auto":
         device = "gpu" if paddle.device.cuda.device_count() else "cpu"
     elif device == "gpu" and not paddle.device.cuda.device_count():
@@ -26,6 +30,7 @@ def start(device, join=True):
     paddle.set_device(device if device == "cpu" else f"gpu:{paddle.distributed.ParallelEnv().device_id}")
     if join and ranks() > 1:
         dist.init_parallel_env()
+    say(machine.report())
 
 
 def rank():
