@@ -49,7 +49,8 @@ def _describe(cpus, is_amd, fixed, added):
     found = f"machine: {cpus} CPU{'s' * (cpus != 1)}, {'AMD' if is_amd else 'not AMD'}"
     words = [f"{name}={value}" for name, value in sorted(added.items())]
     fixed_words = [f"{name}={value}" for name, value in sorted(fixed.items())]
-    return [f"{found}; set {' '.join(words) or 'nothing'}", f"fixed by the environment: {' '.join(fixed_words) or 'nothing'}"]
+    return [f"{found}; set {' '.join(words) or 'nothing'}",
+            f"fixed by the environment: {' '.join(fixed_words) or 'nothing'}"]
 
 
 def _is_amd():
