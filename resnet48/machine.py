@@ -23,11 +23,34 @@ def settings(environment, cpus, is_amd):
         "OMP_NUM_THREADS": threads,  # MKL and OpenMP regions
         "FLAGS_paddle_num_threads": environment.get("OMP_NUM_THREADS", threads),  # Paddle's own pool
         "GLOG_minloglevel": "2",  # Paddle's C++ notices, which would drown our own lines
+        # A search of cuDNN times its algorithms once per shape and then pays. But every subnet brings new shapes, which
+        # would be searched for ever: so by rule. For a long training of a standalone net, set it to 1.
+        "FLAGS_cudnn_exhaustive_search": "0",
+        # Memory of a GPU as it is needed, so that other processes find room. With naive_best_fit instead, the share
+        # below is taken at once.
+        "FLAGS_allocator_strategy": "auto_growth",
+        "FLAGS_fraction_of_gpu_memory_to_use": "0.92",
     }
     if is_amd:
         # The MKL inside Paddle's CPU wheels takes a slow path on AMD processors unless told that AVX2 is there.
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
     return {name: value for name, value in wanted.items() if name not in environment}
+
+
+_shown = ["the settings of machine.py have not been applied"]
+
+
+def report():
+    """Two lines for the start of a program: what was detected, and what `prepare` set or found fixed."""
+    return "\n".join(_shown)
+
+
+def _describe(cpus, is_amd, fixed, added):
+    found = f"machine: {cpus} CPU{'s' * (cpus != 1)}, {'AMD' if is_amd else 'not AMD'}"
+    words = [f"{name}={value}" for name, value in sorted(added.items())]
+    fixed_words = [f"{name}={value}" for name, value in sorted(fixed.items())]
+    return [f"{found}; set {' '.join(words) or 'nothing'}",
+            f"fixed by the environment: {' '.join(fixed_words) or 'nothing'}"]
 
 
 def _is_amd():
@@ -59,4 +82,8 @@ def prepare():
 
     warnings.filterwarnings("ignore", message="No ccache found")  # about compiling extensions, which nothing here does
     _keep_memory()
-    os.environ.update(settings(os.environ, cpu_count(), _is_amd()))
+    cpus, is_amd = cpu_count(), _is_amd()
+    added = settings(os.environ, cpus, is_amd)
+    names = [*settings({}, cpus, is_amd), "RESNET48_KEEP_MEMORY"]
+    _shown[:] = _describe(cpus, is_amd, {name: os.environ[name] for name in names if name in os.environ}, added)
+    os.environ.update(added)

@@ -13,6 +13,7 @@ import paddle
 import paddle.distributed as dist
 from tqdm import tqdm
 
+from . import machine
 from .errors import UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -24,7 +25,7 @@ SECONDS_TO_JOIN = 300  # for all ranks; the launcher starts them together, so mo
 def start(device, join=True, channels_last=False):
     """Choose the device and, unless told otherwise, join the processes that `paddle.distributed.launch` started.
 
-    channels_last: have Paddle tune the layout of features, which on a GPU with tensor cores means NHWC.
+    Says what the machine is and how it is set. channels_last: have Paddle tune the layout of features, which on a GPU with tensor cores means NHWC.
     """
     if device == "auto":
         device = "gpu" if paddle.device.cuda.device_count() else "cpu"
@@ -38,6 +39,7 @@ def start(device, join=True, channels_last=False):
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         with _joining_within(int(os.environ.get("FLAGS_stop_check_timeout", SECONDS_TO_JOIN))):
             dist.init_parallel_env()
+    say(machine.report())
 
 
 @contextlib.contextmanager

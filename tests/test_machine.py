@@ -4,7 +4,8 @@ import pytest
 
 from resnet48 import machine
 
-NAMES = {"OMP_NUM_THREADS", "FLAGS_paddle_num_threads", "GLOG_minloglevel", "MKL_DEBUG_CPU_TYPE"}
+NAMES = {"OMP_NUM_THREADS", "FLAGS_paddle_num_threads", "GLOG_minloglevel", "MKL_DEBUG_CPU_TYPE",
+         "FLAGS_cudnn_exhaustive_search", "FLAGS_allocator_strategy", "FLAGS_fraction_of_gpu_memory_to_use"}
 
 
 def test_threads_are_all_the_cpus_of_a_single_process():
@@ -57,3 +58,17 @@ def test_prepare_applies_the_settings_of_the_cpu_that_is_there(tmp_path, monkeyp
 
 def test_at_least_one_cpu_is_counted():
     assert machine.cpu_count() >= 1
+
+
+def test_the_report_tells_what_was_detected_what_was_set_and_what_the_environment_had_fixed(tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text("vendor_id\t: AuthenticAMD\n")
+    monkeypatch.setattr(machine, "CPU_INFO", str(info))
+    monkeypatch.setattr(machine, "cpu_count", lambda: 6)
+    monkeypatch.setattr(machine, "_shown", [])
+    monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "3", "RESNET48_KEEP_MEMORY": "0", "HOME": "/"})
+    machine.prepare()
+    first, second = machine.report().splitlines()
+    assert first.startswith("machine: 6 CPUs, AMD; set FLAGS_")
+    assert "MKL_DEBUG_CPU_TYPE=5" in first and "FLAGS_paddle_num_threads=3" in first and "OMP_NUM_THREADS" not in first
+    assert second == "fixed by the environment: OMP_NUM_THREADS=3 RESNET48_KEEP_MEMORY=0"

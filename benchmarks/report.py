@@ -1,0 +1,77 @@
+"""Run the benchmarks and write benchmarks/README.md: what each printed, on which machine, when, with which versions.
+
+    python3 benchmarks/report.py [PROGRAM ...]
+
+Without names all of them, the evaluator at all sizes: that takes long. With names only those; the sections of the
+others stay as they are.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+
+import common
+
+PROGRAMS = ("convolution", "train_step", "evaluator", "data")
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+README = os.path.join(FOLDER, "README.md")
+HEAD = """# Benchmarks
+
+Written by `python3 benchmarks/report.py`; `python3 benchmarks/report.py NAME ...` renews some sections. Ratios compare
+two ways within one run; seconds of different runs do not compare.
+"""
+
+
+def sections(text):
+    """What a README holds, as section text by program name."""
+    parts = re.split(r"^## (\w+)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def text_of(found):
+    """The README of these sections, in the order of the programs."""
+    return HEAD + "".join(f"\n## {name}\n{found[name].rstrip()}\n" for name in PROGRAMS if name in found)
+
+
+def run(name):
+    """The section of one program. Its output also appears as it comes. None if the program fails."""
+    print(f"== {name}", flush=True)
+    process = subprocess.Popen([sys.executable, os.path.join(FOLDER, f"{name}.py")], cwd=common.ROOT,
+                               stdout=subprocess.PIPE, text=True)
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line)
+    if process.wait():
+        return None
+    return f"\n`python3 benchmarks/{name}.py`, on {common.machine()}:\n\n```\n{''.join(lines).rstrip()}\n```\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    there = [name for name in PROGRAMS if os.path.isfile(os.path.join(FOLDER, f"{name}.py"))]
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join(there)}; all by default")
+    chosen = parser.parse_args().programs or there
+    for name in chosen:
+        if name not in there:
+            parser.error(f"there is no benchmark {name}; there are {', '.join(there)}")
+    from resnet48 import files
+    failed = []
+    for name in chosen:
+        section = run(name)
+        if section is None:
+            failed.append(name)
+            continue
+        before = ""
+        if os.path.exists(README):
+            with open(README) as file:
+                before = file.read()
+        files.write_text(README, text_of({**sections(before), name: section}))  # at once: the next may be stopped
+    if failed:
+        sys.exit(f"error: failed, their sections are as they were: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
