@@ -10,7 +10,7 @@ import time
 import numpy as np
 import paddle
 
-from . import checkpoint, config as settings, data, files, optim, runtime
+from . import batches, cache, checkpoint, config as settings, data, files, optim, runtime
 from .errors import UserError
 
 KEEP_CHECKPOINTS = 3
@@ -38,7 +38,7 @@ def fit(net, objective, archs_of_step, images, config, watch):
 
 def _fit(net, objective, archs_of_step, images, config, watch, stop):
     ranks, rank = runtime.ranks(), runtime.rank()
-    per_epoch = data.steps_per_epoch(images, config.batch_size, ranks)
+    per_epoch = batches.steps_per_epoch(images, config.batch_size, ranks)
     steps, warmup = config.max_epoch * per_epoch, optim.steps_of(config.warmup, per_epoch)
     base_rate = optim.base_rate(config.lr, config.batch_size, ranks)
     optimizer = optim.sgd(net, config.momentum, config.weight_decay)
@@ -55,13 +55,14 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
                 f"{images.size} px; steps {state['step']} to {steps}, {per_epoch} per epoch, "
                 f"on {ranks} process(es)")
 
-    batches = data.batches(images, state["step"], steps, config.batch_size, config.seed, rank, ranks,
-                           config.num_workers, runtime.say)
+    shown = cache.for_training(images, config)
+    taken = batches.batches(shown, state["step"], steps, config.batch_size, config.seed, rank, ranks,
+                            config.num_workers, runtime.say)
     net.train()
-    with data.dead_workers_named(), contextlib.closing(batches):
+    with batches.dead_workers_named(), contextlib.closing(taken):
         for step in range(state["step"], steps):
             with meter.waiting():
-                pixels, labels = next(batches)
+                pixels, labels = next(taken)
             rate = optim.cosine(step, base_rate, steps, warmup)
             optimizer.set_lr(rate)
             losses = objective(net, archs_of_step(step), data.normalize(pixels), labels)
@@ -114,7 +115,7 @@ def _stop(stop, step, steps, config):
 def require_runnable(images, config):
     """Raise `UserError` now, before images are decoded, for a run that could not take a step or keep anything."""
     files.require_writable(os.path.join(config.save_dir, "config.yaml"))
-    data.steps_per_epoch(images, config.batch_size, runtime.ranks())
+    batches.steps_per_epoch(images, config.batch_size, runtime.ranks())
 
 
 def dry_run(net, objective, archs_of_step, images, config, watch_of):
@@ -123,10 +124,11 @@ def dry_run(net, objective, archs_of_step, images, config, watch_of):
     watch_of(images): makes the `watch` of `fit` for an image set.
     """
     ranks = runtime.ranks()
-    per_epoch = data.steps_per_epoch(images, config.batch_size, ranks)
+    per_epoch = batches.steps_per_epoch(images, config.batch_size, ranks)
     few = data.cut(images, 2 * config.batch_size * ranks, config.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        short = dataclasses.replace(config, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0)
+        short = dataclasses.replace(config, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
+                                    train_cache=False)
         accuracies = fit(net, objective, archs_of_step, few, short, watch_of(few))
         if runtime.rank() == 0:
             checkpoint.build(checkpoint.read(folder))

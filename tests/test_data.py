@@ -3,7 +3,7 @@ import paddle
 import pytest
 from PIL import Image
 
-from resnet48 import data
+from resnet48 import batches, data, views
 from resnet48.config import TrainConfig
 from resnet48.data import BadImage
 from resnet48.errors import UserError
@@ -165,9 +165,9 @@ def test_the_evaluation_view_of_a_large_jpeg_is_close_to_it(tmp_path, shape):
 def crops(monkeypatch, image, crop_scale, count=300):
     """The boxes (left, top, width, height) that `train_view` takes."""
     boxes = []
-    monkeypatch.setattr(data, "_resized", lambda _, box, size: boxes.append(box) or np.zeros((3, size, size), "uint8"))
+    monkeypatch.setattr(views, "_resized", lambda _, box, size: boxes.append(box) or np.zeros((*size, 3), "uint8"))
     for seed in range(count):
-        data.train_view(image, 16, np.random.default_rng(seed), crop_scale, True)
+        views.train_view(image, 16, np.random.default_rng(seed), crop_scale, True)
     boxes = np.array(boxes, float)
     boxes[:, 2:] -= boxes[:, :2]
     return boxes
@@ -196,8 +196,8 @@ def test_a_very_long_image_gives_the_largest_allowed_crop_in_its_middle(monkeypa
 def test_half_of_the_training_views_are_mirrored_and_none_without_flip():
     image, mirrored = textured(40, 30), 0
     for seed in range(200):
-        plain = data.train_view(image, 16, np.random.default_rng(seed), 0.08, False)
-        maybe = data.train_view(image, 16, np.random.default_rng(seed), 0.08, True)
+        plain = views.train_view(image, 16, np.random.default_rng(seed), 0.08, False)
+        maybe = views.train_view(image, 16, np.random.default_rng(seed), 0.08, True)
         assert np.array_equal(maybe, plain) or np.array_equal(maybe, plain[:, :, ::-1])
         mirrored += not np.array_equal(maybe, plain)
     assert 70 < mirrored < 130
@@ -265,6 +265,6 @@ def test_settings_change_the_size_and_the_smallest_crop_of_the_digits():
 
 def test_a_batch_larger_than_the_training_set_is_an_error_that_says_so():
     images = data.load(TrainConfig())
-    assert data.steps_per_epoch(images, 100, 2) == 7
+    assert batches.steps_per_epoch(images, 100, 2) == 7
     with pytest.raises(UserError, match="--batch_size 800 on 2 .* more than the 1437 training images"):
-        data.steps_per_epoch(images, 800, 2)
+        batches.steps_per_epoch(images, 800, 2)
