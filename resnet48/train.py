@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import paddle
 
-from . import checkpoint, config as settings, data, files, meter, optim, runtime
+from . import batches, cache, checkpoint, config as settings, data, files, meter, optim, runtime
 from .errors import UserError
 from .precision import Precision
 
@@ -39,7 +39,7 @@ def fit(net, objective, archs_of_step, images, config, watch):
 
 def _fit(net, objective, archs_of_step, images, config, watch, stop):
     ranks, rank = runtime.ranks(), runtime.rank()
-    per_epoch = data.steps_per_epoch(images, config.batch_size, ranks)
+    per_epoch = batches.steps_per_epoch(images, config.batch_size, ranks)
     steps, rate_of = config.max_epoch * per_epoch, optim.schedule(config, per_epoch, ranks)
     optimizer = optim.sgd(net, config.momentum, config.weight_decay, config.no_decay_norm,
                           optim.clipping(config.clip_norm, config.clip_value))
@@ -59,13 +59,14 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
                 f"{images.size} px; steps {state['step']} to {steps}, {per_epoch} per epoch, "
                 f"on {ranks} process(es)")
 
-    batches = data.batches(images, state["step"], steps, config.batch_size, config.seed, rank, ranks,
-                           config.num_workers, runtime.note)
+    shown = cache.for_training(images, config)
+    taken = batches.batches(shown, state["step"], steps, config.batch_size, config.seed, rank, ranks,
+                            config.num_workers, runtime.note)
     net.train()
-    with data.dead_workers_named(), contextlib.closing(batches):
+    with batches.dead_workers_named(), contextlib.closing(taken):
         for step in runtime.counting(state["step"], steps, "steps"):
             with since.waiting():
-                pixels, labels = next(batches)
+                pixels, labels = next(taken)
             rate, archs = rate_of(step), archs_of_step(step)
             optimizer.set_lr(rate)
             losses = _gradients(objective, precision, net, archs, pixels, labels, config.accumulate)
@@ -151,7 +152,7 @@ def _stop(stop, step, steps, config):
 def require_runnable(images, config):
     """Raise `UserError` now, before images are decoded, for a run that could not take a step or keep anything."""
     files.require_writable(os.path.join(config.save_dir, "config.yaml"))
-    per_epoch = data.steps_per_epoch(images, config.batch_size, runtime.ranks())
+    per_epoch = batches.steps_per_epoch(images, config.batch_size, runtime.ranks())
     if config.batch_size % config.accumulate:
         raise UserError(f"--accumulate {config.accumulate} must divide --batch_size {config.batch_size}")
     if config.clip_norm and config.clip_value:
@@ -170,11 +171,11 @@ def dry_run(net, objective, archs_of_step, images, config, watch_of):
     watch_of(images): makes the `watch` of `fit` for an image set.
     """
     ranks = runtime.ranks()
-    per_epoch = data.steps_per_epoch(images, config.batch_size, ranks)
+    per_epoch = batches.steps_per_epoch(images, config.batch_size, ranks)
     few = data.cut(images, 2 * config.batch_size * ranks, config.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(config, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
-                                    warmup_steps=None, visualdl=False)
+                                    warmup_steps=None, visualdl=False, train_cache=False)
         accuracies = fit(net, objective, archs_of_step, few, short, watch_of(few))
         if runtime.rank() == 0:
             checkpoint.build(checkpoint.read(folder))

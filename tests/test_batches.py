@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from resnet48 import data
+from resnet48 import batches, data
 
 
 def numbered(count=24, size=8):
@@ -22,7 +23,7 @@ def on_disk(folder, count, broken=()):
     images = numbered(count)
     paths = [str(folder / f"{i}.png") for i in range(count)]
     for i, path in enumerate(paths):
-        images.train.open(i).save(path)
+        Image.fromarray(images.train.images[i]).save(path)
         if i in broken:
             with open(path, "w") as file:
                 file.write("no image")
@@ -31,8 +32,8 @@ def on_disk(folder, count, broken=()):
 
 def run(images, first=0, last=6, batch_size=4, seed=0, rank=0, ranks=1, workers=0, report=lambda text: None):
     """All batches as (pixels [B, 3, S, S], labels [B]), stacked over the steps."""
-    batches = list(data.batches(images, first, last, batch_size, seed, rank, ranks, workers, report))
-    return tuple(np.stack([batch[i].numpy() for batch in batches]) for i in (0, 1))
+    taken = list(batches.batches(images, first, last, batch_size, seed, rank, ranks, workers, report))
+    return tuple(np.stack([batch[i].numpy() for batch in taken]) for i in (0, 1))
 
 
 def same(one, other):
@@ -89,43 +90,43 @@ def test_starting_at_a_step_gives_the_batches_of_running_through(first, workers)
 
 
 def test_nothing_is_left_to_do_at_the_last_step():
-    assert list(data.batches(numbered(), 6, 6, 4, 0, 0, 1, 2, print)) == []
+    assert list(batches.batches(numbered(), 6, 6, 4, 0, 0, 1, 2, print)) == []
 
 
 # ---- worker processes
 
 def test_stopping_early_ends_the_workers():
-    batches = data.batches(numbered(), 0, 10 ** 6, 4, 0, 0, 1, 2, print)
-    next(batches)
+    found = batches.batches(numbered(), 0, 10 ** 6, 4, 0, 0, 1, 2, print)
+    next(found)
     assert len(multiprocessing.active_children()) == 2
-    batches.close()
+    found.close()
     assert multiprocessing.active_children() == []
 
 
 def test_an_interrupt_on_the_keyboard_is_left_to_the_main_process():
-    batches = data.batches(numbered(), 0, 10 ** 6, 4, 0, 0, 1, 1, print)
-    next(batches)
+    found = batches.batches(numbered(), 0, 10 ** 6, 4, 0, 0, 1, 1, print)
+    next(found)
     (worker,) = multiprocessing.active_children()
     for number in (signal.SIGINT, signal.SIGUSR1):
         os.kill(worker.pid, number)
     for _ in range(20):
-        next(batches)
-    batches.close()
+        next(found)
+    found.close()
 
 
 WITH_A_KILLED_WORKER = """
 import multiprocessing, os, signal, time
-from resnet48 import data
+from resnet48 import batches, data
 from resnet48.errors import exit_on_user_error
 from test_batches import numbered
 
 def main():
-    batches = data.batches(numbered(), 0, 10 ** 6, 4, 0, 0, 1, 2, print)
-    with data.dead_workers_named():
-        next(batches)
+    found = batches.batches(numbered(), 0, 10 ** 6, 4, 0, 0, 1, 2, print)
+    with batches.dead_workers_named():
+        next(found)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         while True:
-            next(batches)
+            next(found)
 
 exit_on_user_error(main)
 """
@@ -157,7 +158,7 @@ def test_unreadable_images_are_named_once_counted_and_replaced_by_others(tmp_pat
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("broken", [(0, 2, 4), range(6, 12), range(12)], ids=["scattered", "in a row", "all"])
 def test_too_many_unreadable_images_stop_the_training(tmp_path, monkeypatch, workers, broken):
-    monkeypatch.setattr(data, "BAD_IMAGES_ALLOWED", 2)
+    monkeypatch.setattr(batches, "BAD_IMAGES_ALLOWED", 2)
     with pytest.raises(data.BadImage, match="^too many training images of test images are unreadable: [0-9]+ so far, "
                                             "allowed are 2$"):
         run(on_disk(tmp_path, 12, broken), workers=workers)

@@ -3,7 +3,7 @@ import paddle
 import pytest
 from PIL import Image
 
-from resnet48 import data
+from resnet48 import batches, data, views
 from resnet48.config import TrainConfig
 from resnet48.data import BadImage
 from resnet48.errors import UserError
@@ -147,10 +147,63 @@ SHAPES = [(60, 60), (90, 61), (61, 90), (37, 37), (7, 5), (3, 20), (1, 1), (400,
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 @pytest.mark.parametrize("size", [32, 33])
-def test_the_evaluation_view_is_resize_then_centre_crop(tmp_path, shape, size):
+@pytest.mark.parametrize("resizer", ["OpenCV", "Pillow"])
+def test_the_evaluation_view_is_resize_then_centre_crop(tmp_path, monkeypatch, shape, size, resizer):
     image = textured(*shape)
     image.save(tmp_path / "image.png")
-    assert np.abs(decoded(tmp_path / "image.png", size) - plain_eval_view(image, size)).max() <= 2
+    if resizer == "Pillow":
+        without(monkeypatch, "cv2")
+    assert views.resizer() == resizer
+    difference = np.abs(decoded(tmp_path / "image.png", size) - plain_eval_view(image, size))
+    if resizer == "Pillow":
+        assert difference.max() <= 2
+    else:  # the same filter between whole factors only nearly; sampling without antialiasing differs by 3 and more
+        assert difference.mean() < 2 and (min(shape) < 32 or difference.max() <= 9)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+def test_opencv_resizes_like_pillow_at_whole_factors(monkeypatch, factor):
+    picture = views.of_array(np.asarray(textured(48 * factor, 36 * factor)))
+    ours = views.shrunk(picture, (48, 36)).astype("int64")
+    without(monkeypatch, "cv2")
+    difference = np.abs(ours - views.shrunk(picture, (48, 36)))
+    assert difference[4:-4, 4:-4].max() <= 1 and difference.mean() < 0.4
+
+
+@pytest.mark.parametrize("mode, options", [("RGB", {}), ("RGB", {"subsampling": 0}), ("RGB", {"progressive": True}),
+                                           ("L", {}), ("CMYK", {})], ids=str)
+@pytest.mark.parametrize("width, height", [(301, 211), (1203, 701)])
+def test_simplejpeg_decodes_to_the_pixels_of_pillow(tmp_path, monkeypatch, mode, options, width, height):
+    textured(width, height).convert(mode).save(tmp_path / "image.jpg", quality=90, **options)
+    found = decoded(tmp_path / "image.jpg")
+    without(monkeypatch, "simplejpeg")
+    assert np.abs(found - decoded(tmp_path / "image.jpg")).max() <= 1
+
+
+@pytest.mark.parametrize("missing", [("cv2",), ("simplejpeg",), ("cv2", "simplejpeg")], ids=str)
+def test_without_the_fast_libraries_views_are_nearly_the_same(tmp_path, monkeypatch, missing):
+    textured(500, 375).save(tmp_path / "image.jpg", quality=90)
+
+    def shown():
+        picture = views.read(tmp_path / "image.jpg")
+        return [view.astype("int64") for view in (
+            views.eval_view(picture, 224), views.train_view(picture, 224, np.random.default_rng(3), 0.08, True))]
+
+    fast = shown()
+    without(monkeypatch, *missing)
+    for one, other in zip(fast, shown()):
+        assert one.shape == other.shape == (3, 224, 224) and np.abs(one - other).mean() < 2
+
+
+def test_a_jpeg_with_stray_bytes_is_left_to_pillow_and_a_torn_one_is_bad(tmp_path):
+    path = tmp_path / "image.jpg"
+    textured(300, 200).save(path, quality=90)
+    content, expected = path.read_bytes(), decoded(path)
+    path.write_bytes(content[:-2] + b"stray" + content[-2:])
+    assert np.abs(decoded(path) - expected).mean() < 1
+    path.write_bytes(content[:len(content) // 2])
+    with pytest.raises(BadImage, match="image.jpg"):
+        decoded(path)
 
 
 @pytest.mark.parametrize("shape", [(900, 700), (701, 1203), (1601, 1199), (640, 640), (320, 310)],
@@ -162,12 +215,18 @@ def test_the_evaluation_view_of_a_large_jpeg_is_close_to_it(tmp_path, shape):
     assert difference.mean() < 0.7 and difference.max() <= 4
 
 
+def without(monkeypatch, *libraries):
+    """As if these could not be imported."""
+    for library in libraries:
+        monkeypatch.setattr(views, library, None)
+
+
 def crops(monkeypatch, image, crop_scale, count=300):
     """The boxes (left, top, width, height) that `train_view` takes."""
-    boxes = []
-    monkeypatch.setattr(data, "_resized", lambda _, box, size: boxes.append(box) or np.zeros((3, size, size), "uint8"))
+    boxes, picture = [], views.of_array(np.asarray(image))
+    monkeypatch.setattr(views, "_resized", lambda _, box, size: boxes.append(box) or np.zeros((*size, 3), "uint8"))
     for seed in range(count):
-        data.train_view(image, 16, np.random.default_rng(seed), crop_scale, True)
+        views.train_view(picture, 16, np.random.default_rng(seed), crop_scale, True)
     boxes = np.array(boxes, float)
     boxes[:, 2:] -= boxes[:, :2]
     return boxes
@@ -194,10 +253,10 @@ def test_a_very_long_image_gives_the_largest_allowed_crop_in_its_middle(monkeypa
 
 
 def test_half_of_the_training_views_are_mirrored_and_none_without_flip():
-    image, mirrored = textured(40, 30), 0
+    image, mirrored = views.of_array(np.asarray(textured(40, 30))), 0
     for seed in range(200):
-        plain = data.train_view(image, 16, np.random.default_rng(seed), 0.08, False)
-        maybe = data.train_view(image, 16, np.random.default_rng(seed), 0.08, True)
+        plain = views.train_view(image, 16, np.random.default_rng(seed), 0.08, False)
+        maybe = views.train_view(image, 16, np.random.default_rng(seed), 0.08, True)
         assert np.array_equal(maybe, plain) or np.array_equal(maybe, plain[:, :, ::-1])
         mirrored += not np.array_equal(maybe, plain)
     assert 70 < mirrored < 130
@@ -265,6 +324,6 @@ def test_settings_change_the_size_and_the_smallest_crop_of_the_digits():
 
 def test_a_batch_larger_than_the_training_set_is_an_error_that_says_so():
     images = data.load(TrainConfig())
-    assert data.steps_per_epoch(images, 100, 2) == 7
+    assert batches.steps_per_epoch(images, 100, 2) == 7
     with pytest.raises(UserError, match="--batch_size 800 on 2 .* more than the 1437 training images"):
-        data.steps_per_epoch(images, 800, 2)
+        batches.steps_per_epoch(images, 800, 2)

@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from resnet48 import config, data, objectives, optim, runtime, sampling  # noqa: E402
+from resnet48 import batches, config, data, objectives, optim, runtime, sampling  # noqa: E402
 from resnet48.arch import FULL  # noqa: E402
 from resnet48.models import ResNet48, Supernet  # noqa: E402
 
@@ -35,8 +35,8 @@ def main(kind, global_batch, output):
     optimizer = optim.sgd(net, 0.9, 1e-4)
     optimizer.set_lr(0.01)
     batch_size = global_batch // ranks
-    batches = data.batches(images, 0, STEPS, batch_size, 0, rank, ranks, 0, print)
-    for step, (pixels, labels) in enumerate(batches):
+    taken = batches.batches(images, 0, STEPS, batch_size, 0, rank, ranks, 0, print)
+    for step, (pixels, labels) in enumerate(taken):
         objective(net, sampling.sandwich(space, 0, step, 3), data.normalize(pixels), labels)
         runtime.average_gradients(optim.trainable(net), False)
         optimizer.step()
