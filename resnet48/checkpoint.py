@@ -161,6 +161,11 @@ def newest(run_folder, report=print):
     return None
 
 
+def steps(run_folder):
+    """The steps of a run's checkpoints, whole or not, in order."""
+    return sorted(int(name.removeprefix("step-")) for name in _folders(run_folder))
+
+
 def _folders(run_folder):
     folder = os.path.join(run_folder, "checkpoints")
     return [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{8,}", name)] if os.path.isdir(folder) else []

@@ -3,6 +3,7 @@
 Images stay uint8 [N, 3, S, S] until they are on the device; `normalize` is the first thing a step does.
 """
 
+import hashlib
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,11 @@ class Split:
     def name(self, index):
         image = self.images[index]
         return image if isinstance(image, str) else f"built-in digit {index}"
+
+    def names_digest(self):
+        """A fingerprint of the files' names and class folders in order, wherever the folder lies."""
+        names = (os.path.join(*image.split(os.sep)[-2:]) for image in self.images if isinstance(image, str))
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _by_pixel(weight):
 class _ByPixel(paddle.autograd.PyLayer):
     """A 3x3 convolution as one product [N * H * W, 9 * C] x [9 * C, O], and two like it for the gradients.
 
-    With the channels of a pixel side by side, a row is gathered as nine runs of memory, several times as fast as
+    With the channels of a pixel side by side, a row is gathered as nine runs of memory, which is faster than
     unfolding. The gradient to x is a convolution itself, so it is gathered too and nothing has to be summed up.
     matrix: the weight as [O, 9 * C].
     """

@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import paddle
 
-from . import batches, cache, checkpoint, config as settings, data, files, meter, optim, runtime
+from . import batches, cache, checkpoint, config as settings, data, files, meter, optim, runtime, views
 from .errors import UserError
 from .precision import Precision
 
@@ -16,7 +16,7 @@ KEEP_CHECKPOINTS = 3
 #: Settings that may change when a run is resumed: they do not change what has been trained so far.
 FREE_ON_RESUME = {"max_epoch", "resume", "save_dir", "save_freq", "save_every_steps", "log_freq", "eval_freq",
                   "visualdl", "channels_last", "num_workers", "device", "dry_run", "pretrained", "mode",
-                  "skip_bad_images", "image_dir", "truth", "limit", "archs"}
+                  "skip_bad_images", "image_dir", "cache_dir", "truth", "limit", "archs"}
 
 
 class Diverged(UserError):
@@ -46,7 +46,8 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
     precision = Precision(config.amp, config.amp_dtype, config.accumulate)
     average = optim.Average(net, config.ema) if config.ema else None
     state = {"step": 0, "best": None, "best_step": None, "accuracies": {}, "ranks": ranks, "images": len(images.train),
-             "classes": list(images.classes), "settings": dataclasses.asdict(config), "paddle": paddle.__version__}
+             "names": images.train.names_digest(), "classes": list(images.classes),
+             "settings": dataclasses.asdict(config), "paddle": paddle.__version__}
     state.update(_resume(net, optimizer, precision, average, state, config))
     saved = state.pop("saved", None)
     runtime.same_everywhere(net.state_dict().values())
@@ -57,7 +58,7 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
         files.write_text(os.path.join(config.save_dir, "config.yaml"), settings.dump(config))
     runtime.say(f"training {images.name}: {len(images.train)} images of {len(images.classes)} classes, "
                 f"{images.size} px; steps {state['step']} to {steps}, {per_epoch} per epoch, "
-                f"on {ranks} process(es)")
+                f"on {ranks} process(es); images by {views.libraries()}")
 
     shown = cache.for_training(images, config)
     taken = batches.batches(shown, state["step"], steps, config.batch_size, config.seed, rank, ranks,
@@ -196,19 +197,22 @@ def _resume(net, optimizer, precision, average, state, config):
     4. otherwise the initial weights.
     """
     if config.resume == "none":
-        if checkpoint.newest(config.save_dir, runtime.say):
+        if checkpoint.steps(config.save_dir):
             raise UserError(f"{config.save_dir} holds the checkpoints of a run: --resume auto goes on with it, another "
                             "--save_dir starts anew beside it")
         return {}
     found = checkpoint.newest(config.save_dir, runtime.say) if config.resume == "auto" else \
         checkpoint.read(config.resume)
     if found is None:
+        if checkpoint.steps(config.save_dir):  # to begin anew here would hide that something is wrong
+            raise UserError(f"none of the checkpoints in {config.save_dir} can be read; another --save_dir starts anew")
         runtime.say(f"nothing to resume in {config.save_dir}: starting from the beginning")
         return {}
     if "step" not in found.state or not found.optimizer:
         raise UserError(f"--resume {found.path}: this holds weights only; --pretrained starts from them")
-    for name, what in (("ranks", "processes"), ("classes", "classes"), ("images", "training images")):
-        was, now = found.state[name], state[name]
+    for name, what in (("ranks", "processes"), ("classes", "classes"), ("images", "training images"),
+                       ("names", "names of the training images")):
+        was, now = found.state.get(name, state[name]), state[name]  # older runs did not note the names
         if was != now:
             if name == "classes":  # of maybe a thousand
                 was, now = sorted(set(was) - set(now))[:3], sorted(set(now) - set(was))[:3]

@@ -189,8 +189,9 @@ def test_images_that_are_deleted_under_way_are_named_and_without_any_left_the_tr
     (lambda: [shutil.copytree(f"images/{part}/cat", f"images/{part}/dog") for part in ("train", "val")],
      "the classes have changed ([] then, ['dog'] now)"),
     (lambda: shutil.copy("images/train/ant/1.png", "images/train/ant/new.png"), "the training images have changed"),
-    (lambda: os.unlink("images/train/ant/1.png"), "the training images have changed (24 then, 23 now)")],
-    ids=["a class less in train", "a class less", "a class more", "an image more", "an image less"])
+    (lambda: os.unlink("images/train/ant/1.png"), "the training images have changed (24 then, 23 now)"),
+    (lambda: os.rename("images/train/ant/1.png", "images/train/ant/new.png"), "the names of the training images have")],
+    ids=["a class less in train", "a class less", "a class more", "an image more", "an image less", "another image"])
 def test_a_run_does_not_go_on_with_other_images(here, change, said):
     change()
     assert said in refusal((*TRAINING, "--image_dir", "images", "--save_dir", "supernet"), here)

@@ -170,6 +170,16 @@ def test_settings_that_do_not_change_the_training_may_change(tmp_path):
     assert newest(tmp_path).state["settings"]["max_epoch"] == 3
 
 
+def test_a_run_whose_checkpoints_are_all_torn_does_not_begin_anew(tmp_path):
+    config = stopped_run(tmp_path, after=2)
+    (tmp_path / "checkpoints" / "step-00000002" / "net.pdparams").write_bytes(b"torn")
+    before = content(tmp_path)
+    for resume in ("auto", "none"):
+        with pytest.raises(UserError, match="none of the checkpoints in .* can be read|holds the checkpoints of a run"):
+            fit(STANDALONE, dataclasses.replace(config, resume=resume))
+    assert content(tmp_path) == before
+
+
 def test_resume_none_refuses_a_folder_with_a_run_and_takes_an_empty_one(tmp_path):
     config = dataclasses.replace(settings(tmp_path), resume="none", max_epoch=1)
     fit(STANDALONE, config)
