@@ -181,7 +181,10 @@ def dry_run(net, objective, archs_of_step, images, config, watch_of):
         if runtime.rank() == 0:
             checkpoint.build(checkpoint.read(folder))
             size = sum(os.path.getsize(os.path.join(folder, name)) for name in ("final.pdparams", "final.pdopt"))
-            saved = min(KEEP_CHECKPOINTS + 1, -(-config.max_epoch // config.save_freq)) + 1
+            made = -(-config.max_epoch // config.save_freq)
+            if config.save_every_steps:
+                made += config.max_epoch * per_epoch // config.save_every_steps
+            saved = min(KEEP_CHECKPOINTS + 1, made) + 1  # the newest, the best, and what is published
             runtime.say(f"dry run passed. A real run: {config.max_epoch} epochs of {per_epoch} steps, "
                         f"{config.max_epoch * per_epoch} steps in all, {config.batch_size * ranks} images each; up to "
                         f"{saved} checkpoints of {size / 1e6:.1f} MB in {config.save_dir}")
