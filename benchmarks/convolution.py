@@ -30,7 +30,7 @@ def main():
                 lambda w: engine._unfolded(w, size, 1), engine._by_pixel, lambda w: engine._dense(w, size, 1)]
         row = []
         for times in (1, 3):
-            for way, most in zip(ways, (56, 16, 56, 4)):
+            for way, most in zip(ways, (56, 16, 56, 2)):
                 if size > most:
                     row.append("-")
                     continue
