@@ -1,6 +1,6 @@
 """Run the benchmarks and write benchmarks/README.md: what each printed, on which machine, when, with which versions.
 
-    python3 benchmarks/report.py [PROGRAM ...]
+    python3 benchmarks/report.py [--archs LIST.json] [PROGRAM ...]
 
 Without names all of them, the evaluator at all sizes: that takes long. With names only those; the sections of the
 others stay as they are.
@@ -35,32 +35,35 @@ def text_of(found):
     return HEAD + "".join(f"\n## {name}\n{found[name].rstrip()}\n" for name in PROGRAMS if name in found)
 
 
-def run(name):
+def run(name, words):
     """The section of one program. Its output also appears as it comes. None if the program fails."""
     print(f"== {name}", flush=True)
-    process = subprocess.Popen([sys.executable, os.path.join(FOLDER, f"{name}.py")], cwd=common.ROOT,
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, os.path.join(FOLDER, f"{name}.py"), *words], stdout=subprocess.PIPE,
+                               text=True)
     lines = []
     for line in process.stdout:
         print(line, end="", flush=True)
         lines.append(line)
     if process.wait():
         return None
-    return f"\n`python3 benchmarks/{name}.py`, on {common.machine()}:\n\n```\n{''.join(lines).rstrip()}\n```\n"
+    words = [os.path.basename(word) for word in words]
+    return f"\n`{' '.join(['python3', f'benchmarks/{name}.py', *words])}`, on {common.machine()}:\n\n```\n{''.join(lines).rstrip()}\n```\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     there = [name for name in PROGRAMS if os.path.isfile(os.path.join(FOLDER, f"{name}.py"))]
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join(there)}; all by default")
-    chosen = parser.parse_args().programs or there
+    parser.add_argument("--archs", help="arch list for the evaluator; without it, archs are sampled")
+    arguments = parser.parse_args()
+    chosen = arguments.programs or there
     for name in chosen:
         if name not in there:
             parser.error(f"there is no benchmark {name}; there are {', '.join(there)}")
     from resnet48 import files
     failed = []
     for name in chosen:
-        section = run(name)
+        section = run(name, ["--archs", arguments.archs] if name == "evaluator" and arguments.archs else [])
         if section is None:
             failed.append(name)
             continue
