@@ -114,7 +114,10 @@ def dead_workers_named():
     """While batches are read: Paddle interrupts whatever runs with a `SystemError` when a worker dies."""
     try:
         yield
-    except SystemError as error:
+    except (SystemError, OSError) as error:
+        # An OSError if it interrupted gradients that are written in Python: Paddle tells about those in its own way.
+        if isinstance(error, OSError) and "SystemError: " not in str(error):
+            raise
         # Nobody will tell the other workers to end, and they ignore the signal that Python sends at exit and waits for.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for worker in multiprocessing.active_children():

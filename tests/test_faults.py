@@ -9,12 +9,13 @@ import signal
 import subprocess
 from collections import namedtuple
 
+import paddle
 import pytest
 from commands import DIGITS, PATIENCE, SMALL, Ended, call, command, environment, good, image_folder, refusal
 from small_runs import SETTINGS, STANDALONE, fit, newest
 from test_interruption import ENDLESS, Program, processes
 
-from resnet48 import checkpoint, runtime
+from resnet48 import batches, checkpoint, runtime
 from resnet48.errors import UserError
 
 TRAINING = ("train_supernet.py", "run", *SMALL)
@@ -116,7 +117,7 @@ def test_shared_memory_that_is_too_small_for_the_workers_is_refused_before_the_f
     words = (*ON_DIGITS, "--save_dir", tmp_path / "run", "--num_workers")
     ended = namespace("mount -t tmpfs -o size=1m tmpfs /dev/shm", (*words, 2))
     said = sentence(ended)
-    assert said.startswith("/dev/shm has 1.0 MB left, but batches from --num_workers 2 need 4.1 MB there")
+    assert said.startswith("/dev/shm has 1.0 MB left, but batches from --num_workers 2 need 4.0 MB there")
     assert "--num_workers 0 needs none" in said and "--shm-size" in said and "step 1 " not in ended.out
 
 
@@ -153,6 +154,30 @@ def test_a_killed_worker_stops_the_training_and_the_same_command_goes_on(tmp_pat
     assert step >= 6 and not glob.glob(f"{tmp_path}/checkpoints/.writing-*")
     with Program(*words) as program:
         program.until(f"resumed {tmp_path}/checkpoints/step-{step:08d}").until(f"step {step + 1} ")
+
+
+def test_a_dead_worker_is_named_wherever_it_interrupts():
+    class Interrupted(paddle.autograd.PyLayer):
+        @staticmethod
+        def forward(_context, x):
+            return x * 2
+
+        @staticmethod
+        def backward(_context, _gradient):
+            raise SystemError("DataLoader process (pid 7) exited")
+
+    x = paddle.ones([1])
+    x.stop_gradient = False
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(UserError, match="a process that decodes training images has died"):
+            with batches.dead_workers_named():
+                Interrupted.apply(x).backward()
+        with pytest.raises(FileNotFoundError):
+            with batches.dead_workers_named():
+                open("absent")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.slow
