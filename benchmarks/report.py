@@ -47,7 +47,8 @@ def run(name, words):
     if process.wait():
         return None
     words = [os.path.basename(word) for word in words]
-    return f"\n`{' '.join(['python3', f'benchmarks/{name}.py', *words])}`, on {common.machine()}:\n\n```\n{''.join(lines).rstrip()}\n```\n"
+    command = " ".join(["python3", f"benchmarks/{name}.py", *words])
+    return f"\n`{command}`:\n\n```\n{''.join(lines).rstrip()}\n```\n"
 
 
 def main():

@@ -3,13 +3,11 @@
 import contextlib
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
 from . import data, files, views
-from .runtime import progress
 
 VIEW = "evaluation view 2"  # counts up when `views.eval_view` changes what it gives
 SHRUNK = "shrunk 1"  # the same for `views.shrunk`
@@ -137,12 +135,9 @@ def _shrink_all(split, short, threads, path):
             except data.BadImage:
                 sizes[index] = 0
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in progress(pool.map(measure, range(len(split))), len(split), "measuring training images"):
-            pass
-        ends = np.cumsum(3 * sizes.prod(axis=1))
-        buffer = _room(path, (max(1, int(ends[-1])),))  # an empty file cannot be mapped
-        for _ in progress(pool.map(shrink, range(len(split))), len(split), "shrinking training images"):
-            pass
+    data.in_threads(measure, len(split), threads, "measuring training images")
+    ends = np.cumsum(3 * sizes.prod(axis=1))
+    buffer = _room(path, (max(1, int(ends[-1])),))  # an empty file cannot be mapped
+    data.in_threads(shrink, len(split), threads, "shrinking training images")
     buffer.flush()
     return np.column_stack([ends, sizes])

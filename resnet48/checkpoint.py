@@ -57,7 +57,7 @@ def save(run_folder, net, optimizer, state, keep, average=None):
     target = os.path.join(folder, f"step-{state['step']:08d}")
     temporary = os.path.join(folder, f".writing-{os.getpid()}")
     try:
-        _sweep(run_folder)
+        _clear_leftovers(run_folder)
         os.makedirs(temporary)
         paddle.save((average or net).state_dict(), os.path.join(temporary, WEIGHTS))
         trained = {name + TRAINED: value.numpy() for name, value in net.state_dict().items()} if average else {}
@@ -92,13 +92,13 @@ def trained_weights(found):
 
 def publish(checkpoint_folder, run_folder):
     """Give a checkpoint the names that other people's scripts look for: final.pdparams and final.pdopt."""
-    _sweep(run_folder)
+    _clear_leftovers(run_folder)
     for name, final in FINAL.items():
         with files.replacing(os.path.join(run_folder, final)) as temporary:
             shutil.copyfile(os.path.join(checkpoint_folder, name), temporary)
 
 
-def _sweep(run_folder):
+def _clear_leftovers(run_folder):
     """Remove what a killed run has left half written."""
     for left in glob.glob(os.path.join(glob.escape(run_folder), "checkpoints", ".writing-*")):
         shutil.rmtree(left, ignore_errors=True)

@@ -141,7 +141,7 @@ def _digits(size):
                     Split(drawn[val], labels[val]), size, crop_scale=0.6, flip=False)
 
 
-# --- one image ---------------------------------------------------------------------------------------------------------
+# --- one image --------------------------------------------------------------------------------------------------------
 
 def view(split, index, make, *arguments):
     """`make(picture, *arguments)` for one image; raises `BadImage` naming the file if it cannot be decoded."""
@@ -161,6 +161,13 @@ def normalize(images):
 
 # --- images that are decoded once -------------------------------------------------------------------------------------
 
+def in_threads(do, count, threads, what):
+    """`do(place)` for every place below `count`, with progress. Images are decoded outside the interpreter's lock."""
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for _ in progress(pool.map(do, range(count)), count, what):
+            pass
+
+
 def decode(split, indices, size, threads=1, skip_bad=False, what="images", into=None):
     """Evaluation views of the given images: (uint8 [n, 3, size, size], int64 [n]).
 
@@ -178,9 +185,7 @@ def decode(split, indices, size, threads=1, skip_bad=False, what="images", into=
                 raise BadImage(f"{error} (--skip_bad_images leaves such images out)") from error
             good[place] = False
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:  # images are decoded outside the interpreter's lock
-        for _ in progress(pool.map(one, range(len(indices))), len(indices), f"decoding {what}"):
-            pass
+    in_threads(one, len(indices), threads, f"decoding {what}")
     if not good.all():
         skipped = [split.name(index) for index, fine in zip(indices, good) if not fine]
         print(f"left out {len(skipped)} unreadable {what}, the first is {skipped[0]}", flush=True)

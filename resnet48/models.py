@@ -109,7 +109,7 @@ def basic_block(layer, x, block, norm, conv):
 
 
 def leading_sizes(arch):
-    """How much of each trainable weight a subnet uses: parameter name -> sizes along its first axes, the rest is whole."""
+    """How much of each trainable weight a subnet uses: parameter name -> sizes of its first axes, the rest is whole."""
     def norm(name, width):
         return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 

@@ -115,12 +115,13 @@ class Average:
         self.net, self._decay = copy.deepcopy(net), decay
         for parameter in self.net.parameters():
             parameter.stop_gradient = True
+        self._pairs = list(zip(self.net.state_dict().values(), net.state_dict().values()))
 
     @paddle.no_grad()
-    def update(self, net, step):
+    def update(self, step):
         """After `step` (from 1) of the net."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        for average, value in zip(self.net.state_dict().values(), net.state_dict().values()):
+        for average, value in self._pairs:
             average.set_value(paddle.lerp(value, average, decay))
 
 

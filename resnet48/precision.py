@@ -13,7 +13,7 @@ class Precision:
 
     def __init__(self, amp="none", dtype="bf16", parts=1):
         on = amp == "O1" and paddle.device.get_device().startswith("gpu")  # Paddle has it for accelerators only
-        self._dtype, self._parts = {"bf16": "bfloat16", "fp16": "float16"}[dtype] if on else None, parts
+        self._dtype, self.parts = {"bf16": "bfloat16", "fp16": "float16"}[dtype] if on else None, parts
         self._scaler = paddle.amp.GradScaler() if self._dtype == "float16" else None
 
     def net(self, net):
@@ -30,7 +30,7 @@ class Precision:
 
     def backward(self, loss):
         """Add the gradients of one part's loss to those that are there."""
-        loss = loss if self._parts == 1 else loss / self._parts
+        loss = loss if self.parts == 1 else loss / self.parts
         (self._scaler.scale(loss) if self._scaler else loss).backward()
 
     def step(self, optimizer):

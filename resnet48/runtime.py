@@ -25,7 +25,8 @@ SECONDS_TO_JOIN = 300  # for all ranks; the launcher starts them together, so mo
 def start(device, join=True, channels_last=False):
     """Choose the device and, unless told otherwise, join the processes that `paddle.distributed.launch` started.
 
-    Says what the machine is and how it is set. channels_last: have Paddle tune the layout of features, which on a GPU with tensor cores means NHWC.
+    Says what the machine is and how it is set. channels_last: have Paddle tune the layout of features, which on a GPU
+    with tensor cores means NHWC.
     """
     if device == "auto":
         device = "gpu" if paddle.device.cuda.device_count() else "cpu"

@@ -70,14 +70,14 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
                 pixels, labels = next(taken)
             rate, archs = rate_of(step), archs_of_step(step)
             optimizer.set_lr(rate)
-            losses = _gradients(objective, precision, net, archs, pixels, labels, config.accumulate)
+            losses = _gradients(objective, precision, net, archs, pixels, labels)
             vote_before, vote = vote, runtime.average_gradients(optim.trainable(net), stop.asked)
             with optim.unused_held(net, optimizer, archs) if config.hold_unused and archs else contextlib.nullcontext():
                 precision.step(optimizer)
             optimizer.clear_grad(set_to_zero=False)  # absent, not zero: momentum must not move what no subnet used
             state["step"] = done = step + 1
             if average:
-                average.update(net, done)
+                average.update(done)
             since.add(losses, len(labels) * ranks)
             # All ranks stop after the same step. The vote of the step before is there already, this one's is not.
             stopping = stop.asked if ranks == 1 else bool(vote_before)
@@ -110,11 +110,12 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
     return state["accuracies"]
 
 
-def _gradients(objective, precision, net, archs, pixels, labels, parts):
+def _gradients(objective, precision, net, archs, pixels, labels):
     """Leave the gradients of one step in the parameters; the losses by role, means over the parts of the batch."""
+    run, parts = precision.net(net), precision.parts
     if parts == 1:
-        return objective(precision.net(net), archs, data.normalize(pixels), labels, precision.backward)
-    losses = [objective(precision.net(net), archs, data.normalize(some), theirs, precision.backward)
+        return objective(run, archs, data.normalize(pixels), labels, precision.backward)
+    losses = [objective(run, archs, data.normalize(some), theirs, precision.backward)
               for some, theirs in zip(paddle.split(pixels, parts), paddle.split(labels, parts))]
     return {role: sum(each[role] for each in losses) / parts for role in losses[0]}
 

@@ -1,8 +1,8 @@
 """From an image to the uint8 pixels that the net is shown.
 
 The filter is bilinear with antialiasing, as Pillow defines it. simplejpeg decodes JPEGs about 1.5 times as fast as
-Pillow, to the same pixels, and OpenCV resizes three times as fast, to nearly the same ones; where one cannot be imported
-or does not know a file, Pillow does its part. `benchmarks/data.py` measures what that is worth.
+Pillow, to the same pixels, and OpenCV resizes three times as fast, to nearly the same ones; where one cannot be
+imported or does not know a file, Pillow does its part. `benchmarks/data.py` measures what that is worth.
 """
 
 import io
@@ -171,8 +171,8 @@ def _resized(picture, box, size):
 def _resized_by_opencv(pixels, box, size):
     """Smoothed as the factor asks for, then sampled linearly.
 
-    Against Pillow's filter the pixels of photographs differ by .5 to 1.3 of 255 in the mean at the factor 1.46, where it
-    is most, and by less than .5 from 2 on; sampling alone differs by 1 to 2.7 there, and by up to 14 further on.
+    Against Pillow's filter the pixels of photographs differ by .5 to 1.3 of 255 in the mean at the factor 1.46, where
+    it is most, and by less than .5 from 2 on; sampling alone differs by 1 to 2.7 there, and by up to 14 further on.
     """
     left, top, right, bottom = box
     fx, fy = (right - left) / size[0], (bottom - top) / size[1]

@@ -38,7 +38,7 @@ def test_a_batch_in_parts_gives_the_gradients_and_losses_of_the_whole(kind):
     net.eval()  # in training mode each part has batch-norm statistics of its own
     found = []
     for parts in (1, 2, 8):
-        losses = train._gradients(kind.objective, Precision(parts=parts), net, kind.archs_of_step(0), *batch(), parts)
+        losses = train._gradients(kind.objective, Precision(parts=parts), net, kind.archs_of_step(0), *batch())
         found.append((gradients(net), {role: float(loss) for role, loss in losses.items()}))
         for parameter in optim.trainable(net):
             parameter.clear_gradient(False)
@@ -258,12 +258,12 @@ def test_half_precision_on_a_gpu_scales_its_losses_and_a_checkpoint_keeps_the_sc
     monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
     monkeypatch.setattr(paddle.amp, "GradScaler", EightfoldScaler)
     found = []
-    for precision in (Precision(), Precision("O1", "bf16"), Precision("O1", "fp16")):
+    for precision in (Precision(parts=2), Precision("O1", "bf16", 2), Precision("O1", "fp16", 2)):
         paddle.seed(0)
         net = Supernet(SPACE, 3)
         optimizer = optim.sgd(net, 0.9, 0.0)
         optimizer.set_lr(0.1)
-        train._gradients(objectives.sandwich, precision, net, SANDWICH.archs_of_step(0), *batch(), 2)
+        train._gradients(objectives.sandwich, precision, net, SANDWICH.archs_of_step(0), *batch())
         precision.step(optimizer)
         found.append(values(net))
     for other in found[1:]:
