@@ -40,7 +40,7 @@ def measure(way, codes, size, images):
     """Seconds for one pass, and what the machine can do."""
     import numpy as np
     import paddle
-    from resnet48 import engine, evaluate, models, tree, walk
+    from resnet48 import evaluate, models, tree, walk
     from resnet48.arch import FULL, ArchConfig
     from resnet48.sweep import count_chunk
     paddle.seed(0)
@@ -58,7 +58,7 @@ def measure(way, codes, size, images):
                 walk.run(weights, steps, evaluate.normalize(paddle.to_tensor(pixels)), measuring)
             return count_chunk(weights, steps, pixels, labels, walk.Tape(measuring.values()))
     else:
-        engine.SMALL_UP_TO = 0  # the library's own convolution everywhere
+        common.take_the_librarys_convolution()
         subnets = [models.extract(net, arch) for arch in archs]
 
         def run():

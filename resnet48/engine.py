@@ -11,7 +11,14 @@ import paddle.nn.functional as F
 
 DENSE_UP_TO = 2  # pixels: a 3x3 convolution of a map this small is one matrix over all its inputs and outputs
 DENSE_ONCE_UP_TO = 1  # the same where the matrix is made for one call, and its gradient taken apart again
-SMALL_UP_TO = 16  # pixels: above, the library's own convolution is as fast
+UNFOLD_UP_TO = 16  # pixels: above, the library's own convolution with a stride is as fast
+
+# Winograd's F(2 x 2, 3 x 3) in one dimension (arXiv 1509.09308, 4.1): what gives two neighbouring outputs of a filter
+# g from four inputs d is OUT @ ((FILTER @ g) * (IN @ d)).
+IN = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], "float32")
+FILTER = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], "float32")
+OUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], "float32")
+TURNED = [3, 1, 2, 0]  # FILTER @ g[::-1] is (FILTER @ g)[TURNED]
 
 
 @paddle.jit.not_to_static  # an export records what it does, there is nothing in it to translate
@@ -26,20 +33,19 @@ def conv2d(x, weight, stride=1):
 def convolution(weight, size, stride=1, dense_up_to=DENSE_UP_TO):
     """`conv2d` for inputs of `size` x `size` pixels as a function of x, with the weight laid out once for many calls.
 
-    On a GPU, and in an export, always the library's own. On a CPU, on small maps:
+    On a GPU, and in an export, always the library's own. On a CPU, in float32:
     - 3x3, up to 2 x 2: one matrix product of all inputs of an image with all its outputs. It leaves out what would be
       multiplied with padding: 8/9 of the work at 1 x 1, 5/9 at 2 x 2.
-    - 3x3, up to 16 x 16: one product over the neighbours of all pixels of the batch.
-    - with a stride: unfolding and one product per image. (The product over the batch would have a gradient to x that
-      multiplies three zeros for every value.)
+    - 3x3 on larger maps: Winograd's, which multiplies 4 times for an output instead of 9.
+    - with a stride, on small maps: unfolding and one product per image.
     """
     kernel = weight.shape[-1]
-    if paddle.in_dynamic_mode() and weight.place.is_cpu_place() and size <= SMALL_UP_TO:
+    if paddle.in_dynamic_mode() and weight.place.is_cpu_place() and weight.dtype == paddle.float32:
         if kernel == 3 and size <= dense_up_to:
             return _dense(weight, size, stride)
         if kernel == 3 and stride == 1:
-            return _by_pixel(weight)
-        if stride > 1 and kernel < 7:
+            return _winograd(weight)
+        if 1 < stride and kernel < 7 and size <= UNFOLD_UP_TO:
             return _unfolded(weight, size, stride)
     return lambda x: F.conv2d(x, weight, stride=stride, padding=kernel // 2)
 
@@ -63,40 +69,57 @@ def _unfolded(weight, size, stride):
     return lambda x: paddle.matmul(matrix, F.unfold(x, kernel, stride, kernel // 2)).reshape([-1, width, out, out])
 
 
-def _by_pixel(weight):
-    matrix = weight.flatten(2).transpose([0, 2, 1]).flatten(1)
-    return lambda x: _ByPixel.apply(x, matrix)
+def _winograd(weight):
+    transformed = paddle.matmul(_both_axes("filter"), weight.reshape([-1, 9]), transpose_y=True)
+    transformed = transformed.reshape([16, *weight.shape[:2]])
+    return lambda x: _Winograd.apply(x, transformed)
 
 
-class _ByPixel(paddle.autograd.PyLayer):
-    """A 3x3 convolution as one product [N * H * W, 9 * C] x [9 * C, O], and two like it for the gradients.
+class _Winograd(paddle.autograd.PyLayer):
+    """A 3x3 convolution by Winograd's F(2 x 2, 3 x 3) (Lavin and Gray, arXiv 1509.09308), and its gradients likewise.
 
-    With the channels of a pixel side by side, a row is gathered as nine runs of memory, which is faster than
-    unfolding. The gradient to x is a convolution itself, so it is gathered too and nothing has to be summed up.
-    matrix: the weight as [O, 9 * C].
+    The maps are cut into tiles of 2 x 2 outputs, each of which needs 4 x 4 inputs. Both, and the filter, are carried by
+    small matrices to 16 places where the convolution is a product of matrices over the channels: [tiles, C] x [C, O].
+    The gradient to x is a convolution with the turned filter, whose transform is that of the filter in another order.
+    transformed: the filters at the 16 places, [16, O, C].
     """
 
     @staticmethod
-    def forward(context, x, matrix):
-        count, size = x.shape[0], x.shape[2]
-        pixels = _pixels(x)
-        context.save_for_backward(pixels, matrix)
-        context.wanted = [not given.stop_gradient for given in (x, matrix)]
-        return _maps(paddle.matmul(_neighbours(pixels, count, size), matrix, transpose_y=True), count, size)
+    def forward(context, x, transformed):
+        count, _, size = x.shape[:3]
+        inputs = _transform("in", _pixels(x), _input_rows(count, size))
+        context.save_for_backward(inputs, transformed)  # four times as large as x, and a third of the time to make again
+        context.size, context.wanted = size, [not given.stop_gradient for given in (x, transformed)]
+        return _maps("out", paddle.matmul(inputs, transformed, transpose_y=True), count, size)
 
     @staticmethod
     def backward(context, y_gradient):
-        pixels, matrix = context.saved_tensor()
-        count, width, size = y_gradient.shape[:3]
-        of_y = _pixels(y_gradient)
-        to_x = to_matrix = None
+        inputs, transformed = context.saved_tensor()
+        count, size = y_gradient.shape[0], context.size
+        pixels = _pixels(y_gradient)
+        to_x = to_transformed = None
         if context.wanted[0]:
-            turned = matrix.reshape([width, 9, -1]).transpose([1, 0, 2]).reshape([9 * width, -1])
-            to_x = _maps(paddle.matmul(_neighbours(of_y, count, size, -1), turned), count, size)
+            products = paddle.matmul(_transform("in, turned", pixels, _input_rows(count, size)), transformed)
+            to_x = _maps("out, turned", products, count, size)
         if context.wanted[1]:
-            # The neighbours are gathered again, not kept: they are nine times as large as x and quick to make.
-            to_matrix = paddle.matmul(of_y[:-1], _neighbours(pixels, count, size), transpose_x=True)
-        return to_x, to_matrix
+            of_products = _transform("out, gradient", pixels, _output_rows(count, size))
+            to_transformed = paddle.matmul(of_products, inputs, transpose_x=True)
+        return to_x, to_transformed
+
+
+@functools.lru_cache(maxsize=None)
+def _both_axes(name):
+    """A transform of the rows and of the columns of a tile, as one matrix over all its pixels."""
+    one = {"in": IN, "filter": FILTER, "out": OUT, "out, gradient": OUT.T,
+           "in, turned": IN[TURNED], "out, turned": OUT[:, TURNED]}[name]
+    return paddle.to_tensor(np.kron(one, one))
+
+
+def _transform(name, pixels, rows):
+    """The tiles whose pixels are the given rows, transformed: [places, tiles, C]."""
+    matrix = _both_axes(name)
+    tiles = paddle.gather(pixels, rows).reshape([matrix.shape[1], -1])
+    return paddle.matmul(matrix, tiles).reshape([matrix.shape[0], -1, pixels.shape[1]])
 
 
 def _pixels(x):
@@ -105,19 +128,42 @@ def _pixels(x):
     return paddle.concat([x.flatten(2).transpose([0, 2, 1]).reshape([-1, width]), paddle.zeros([1, width], x.dtype)])
 
 
-def _maps(pixels, count, size):
-    """[N * H * W, C] as [N, C, H, W]."""
-    return pixels.reshape([count, size * size, -1]).transpose([0, 2, 1]).reshape([count, -1, size, size])
-
-
-def _neighbours(pixels, count, size, direction=1):
-    """[N * H * W, 9 * C]: of each pixel the 3x3 around it, in the order of a kernel's taps or (-1) in the reverse."""
-    return paddle.gather(pixels, _neighbour_rows(count, size, direction)).reshape([count * size * size, -1])
+def _maps(name, products, count, size):
+    """Products [16, tiles, O] transformed to outputs and put together: [N, O, H, W]."""
+    width = products.shape[2]
+    outputs = paddle.matmul(_both_axes(name), products.reshape([16, -1])).reshape([-1, width])
+    pixels = paddle.gather(outputs, _pixel_rows(count, size)).reshape([count, size * size, width])
+    return pixels.transpose([0, 2, 1]).reshape([count, width, size, size])
 
 
 @functools.lru_cache(maxsize=64)
-def _neighbour_rows(count, size, direction):
+def _input_rows(count, size):
+    """The rows of `_pixels` in the order [4 x 4, N, tiles, tiles]: a tile begins one pixel before its outputs."""
+    rows = _numbered(count, size, before=1, after=1 + size % 2)
+    return _indices([rows[:, y:y + size:2, x:x + size:2] for y in range(4) for x in range(4)])
+
+
+@functools.lru_cache(maxsize=64)
+def _output_rows(count, size):
+    """The rows of `_pixels` in the order [2 x 2, N, tiles, tiles]."""
+    rows = _numbered(count, size, before=0, after=size % 2)
+    return _indices([rows[:, y::2, x::2] for y in range(2) for x in range(2)])
+
+
+@functools.lru_cache(maxsize=64)
+def _pixel_rows(count, size):
+    """Where the outputs [2 x 2, N, tiles, tiles] have each pixel of [N, H, W]."""
+    tiles = (size + 1) // 2
+    rows = np.arange(4 * count * tiles ** 2).reshape(2, 2, count, tiles, tiles).transpose(2, 3, 0, 4, 1)
+    return _indices(rows.reshape(count, 2 * tiles, 2 * tiles)[:, :size, :size])
+
+
+def _numbered(count, size, before, after):
+    """The rows of `_pixels` as maps [N, before + size + after, ...] with a border of zeros."""
     nowhere = count * size * size
-    rows = np.pad(np.arange(nowhere).reshape(count, size, size), ((0, 0), (1, 1), (1, 1)), constant_values=nowhere)
-    taps = [rows[:, y:y + size, x:x + size] for y in range(3) for x in range(3)][::direction]
-    return paddle.to_tensor(np.stack(taps, -1).reshape(-1).astype("int32"))
+    border = (0, 0), (before, after), (before, after)
+    return np.pad(np.arange(nowhere).reshape(count, size, size), border, constant_values=nowhere)
+
+
+def _indices(rows):
+    return paddle.to_tensor(np.stack(rows).reshape(-1).astype("int32"))

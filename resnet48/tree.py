@@ -10,7 +10,6 @@ from typing import NamedTuple
 from .arch import Stem
 
 BYTES = 4  # of a float32
-SMALL_MAP = 16  # pixels: on maps up to this `engine` has 11 copies of each input of a 3x3 convolution
 
 
 class Step(NamedTuple):
@@ -82,15 +81,23 @@ def cost(steps, image_size, num_classes):
             macs += sum(conv.macs for conv in found)
             width = node.out_width
             statistics += sum(2 * conv.out_width * BYTES for conv in found)
-            # Beside the path, in which the output stands for the features that wait for the shortcut: what a
-            # convolution gives and two steps of its normalisation, or what it gives and copies of what it reads.
-            copies = [11 * conv.in_width * (conv.kernel == 3 and conv.size <= SMALL_MAP) for conv in found]
-            temporary = max(max(3 * conv.out_width, conv.out_width + copied) * conv.size ** 2
-                            for conv, copied in zip(found, copies)) * BYTES
+            # Beside the path, in which the output stands for the features that wait for the shortcut.
+            temporary = max(_temporary(conv) for conv in found) * BYTES
             path.append((size, width * size ** 2 * BYTES))
             most = max(most, image + sum(part for _, part in path) + temporary)
         macs += width * num_classes
     return Cost(macs, nodes(steps), most, statistics)
+
+
+def _temporary(conv):
+    """Values per image that are alive in a convolution and its normalisation, without its input, at the worst point."""
+    normalised = 3 * conv.out_width * conv.size ** 2  # what the convolution gives and two steps of its normalisation
+    if conv.kernel != 3:
+        return normalised
+    # `engine` has for every input, with those that fill up the tiles, a copy, four in tiles and four transformed; then
+    # the transformed ones, four products for every output, the output itself and that in another order, twice.
+    tiled = (conv.size + conv.size % 2) ** 2 if conv.size > 1 else 1
+    return max(normalised, 9 * conv.in_width * tiled, (4 * conv.in_width + 7 * conv.out_width) * tiled)
 
 
 def alone(archs, image_size, num_classes):

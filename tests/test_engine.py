@@ -8,7 +8,7 @@ from resnet48.arch import FULL
 
 KERNELS = [(3, 1), (3, 2), (1, 1), (1, 2), (7, 2)]  # with their strides: those of the nets, tied and untied
 SIZES = [1, 2, 3, 4, 5, 7, 8, 14, 16, 17, 28]
-assert {1, 2, engine.SMALL_UP_TO, engine.SMALL_UP_TO + 1} <= set(SIZES)
+assert {1, 2, engine.UNFOLD_UP_TO, engine.UNFOLD_UP_TO + 1} <= set(SIZES)
 
 
 def library(x, weight, stride):

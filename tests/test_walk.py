@@ -2,7 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
-from resnet48 import engine, evaluate, layers, tree, walk
+from resnet48 import evaluate, layers, tree, walk
 from resnet48.arch import POOL
 from resnet48.data import normalize
 from resnet48.models import Supernet
@@ -104,8 +104,4 @@ def test_a_walk_takes_no_more_memory_than_predicted_and_not_much_less(base, size
         weights, steps = walk.Weights(net, 1 << 40), tree.walk(archs)
         peak(steps, 4)  # lays out the weights
         per_image = (peak(steps, 24) - peak(steps, 8)) / 16  # the difference leaves out what does not grow with images
-        assert 0.5 <= per_image / tree.cost(steps, size, 5).path_bytes <= 1
-
-
-def test_the_prediction_knows_on_which_maps_inputs_are_copied():
-    assert tree.SMALL_MAP == engine.SMALL_UP_TO
+        assert 0.7 <= per_image / tree.cost(steps, size, 5).path_bytes <= 1
