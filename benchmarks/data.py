@@ -8,7 +8,8 @@ the more bytes, the more of the time is Huffman decoding, which is the same for 
 
 Theirs: Pillow and `paddle.vision.transforms`, float32 out. Ours: uint8 out; the device normalises a whole batch, whose
 time on this core is added. One process, one thread; the two take turns and the best pass of each counts. Training
-pixels differ (random crops), validation pixels must not: how far they are apart is printed too.
+pixels differ (random crops), validation pixels must not: how far they are apart is printed too. The last line is
+training at a small image size, where `--train_cache` keeps images shrunk.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import time
 
 import common
 
-WIDTH, HEIGHT, SIZE = 500, 375, 224
+WIDTH, HEIGHT, SIZE, SMALL_SIZE = 500, 375, 224, 64
 PHOTOGRAPHS, PASSES = 64, 8
 
 
@@ -62,28 +63,30 @@ def make_folder(root, quality):
     return sum(sizes) / len(sizes)
 
 
-def theirs(root, part):
-    """A function that gives image `index` as Paddle's data set does, float32 [3, SIZE, SIZE]."""
+def theirs(root, part, size):
+    """A function that gives image `index` as Paddle's data set does, float32 [3, size, size]."""
     from paddle.vision import transforms
     from paddle.vision.datasets import DatasetFolder
     from resnet48.data import MEAN, STD
-    show = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip()] if part == "train" else \
-        [transforms.Resize(256), transforms.CenterCrop(SIZE)]
+    show = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()] if part == "train" else \
+        [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
     scale = transforms.Normalize([255 * value for value in MEAN], [255 * value for value in STD], data_format="CHW")
     folder = DatasetFolder(os.path.join(root, part),
                            transform=transforms.Compose([*show, transforms.Transpose(), scale]))
     return lambda index: folder[index][0]
 
 
-def ours(root, part):
-    """The same with this project's views, uint8 [3, SIZE, SIZE]."""
+def ours(root, part, size, cache_dir=None):
+    """The same with this project's views, uint8 [3, size, size]; training images kept in `cache_dir`."""
     import numpy as np
-    from resnet48 import config, data, views
-    images = data.load(config.build(config.TrainConfig, {"image_dir": root, "image_size": SIZE}))
+    from resnet48 import cache, config, data, views
+    settings = config.build(config.TrainConfig, {"image_dir": root, "image_size": size, "cache_dir": cache_dir,
+                                                 "train_cache": bool(cache_dir), "num_workers": 0})
+    images = cache.for_training(data.load(settings), settings)
     if part == "train":
-        return lambda index: data.view(images.train, index, views.train_view, SIZE,
+        return lambda index: data.view(images.train, index, views.train_view, size,
                                        np.random.default_rng((0, 0, index)), images.crop_scale, images.flip)
-    return lambda index: data.view(images.val, index, views.eval_view, SIZE)
+    return lambda index: data.view(images.val, index, views.eval_view, size)
 
 
 def per_second(show):
@@ -92,6 +95,11 @@ def per_second(show):
     for index in range(PHOTOGRAPHS):
         show(index)
     return PHOTOGRAPHS / (time.perf_counter() - started)
+
+
+def rates(ways):
+    """Images per second of the best pass of each way; they take turns."""
+    return [max(found) for found in zip(*([per_second(way) for way in ways] for _ in range(1 + PASSES)))]
 
 
 def normalising(show):
@@ -105,8 +113,8 @@ def normalising(show):
 
 def compare(root, part):
     """Print a line and return the ratio."""
-    ways = theirs(root, part), ours(root, part)
-    best = [max(rates) for rates in zip(*([per_second(way) for way in ways] for _ in range(1 + PASSES)))]
+    ways = theirs(root, part, SIZE), ours(root, part, SIZE)
+    best = rates(ways)
     ours_normalised = 1 / (1 / best[1] + normalising(ways[1]))
     ratio = best[1] / best[0]
     print(f"{part:5}  DatasetFolder {best[0]:.0f} images/s a core, ours {best[1]:.0f}, ratio {ratio:.2f}; with ours "
@@ -114,12 +122,23 @@ def compare(root, part):
     return ratio
 
 
+def compare_cached(root):
+    """Print a line about small images, and return the ratio of the cache to theirs."""
+    started = time.perf_counter()
+    kept = ours(root, "train", SMALL_SIZE, os.path.join(root, "cache"))
+    making = (time.perf_counter() - started) / PHOTOGRAPHS
+    found = rates((theirs(root, "train", SMALL_SIZE), ours(root, "train", SMALL_SIZE), kept))
+    print(f"train at {SMALL_SIZE} px  DatasetFolder {found[0]:.0f} images/s a core, ours {found[1]:.0f}, ours with "
+          f"--train_cache {found[2]:.0f}, ratio {found[2] / found[0]:.2f}; made once at {1 / making:.0f} images/s")
+    return found[2] / found[0]
+
+
 def distance(root):
     """Mean absolute difference of the validation pixels, in steps of 1/255."""
     import numpy as np
     import paddle
     from resnet48 import data
-    their, our = (way(root, "val") for way in (theirs, ours))
+    their, our = (way(root, "val", SIZE) for way in (theirs, ours))
     both = [(their(index), data.normalize(paddle.to_tensor(our(index)[None])).numpy()[0]) for index in range(8)]
     scale = 255 * np.reshape(data.STD, (3, 1, 1))
     return float(np.mean([np.abs(scale * (a - b)).mean() for a, b in both]))
@@ -139,6 +158,7 @@ def main():
         print(f"{PHOTOGRAPHS} photographs of {WIDTH} x {HEIGHT}, {size / 1000:.0f} kB in the mean; ours resizes with "
               f"{views.resizer()} and decodes with {'simplejpeg' if views.simplejpeg else 'Pillow'}")
         ratios = {part: compare(root, part) for part in ("train", "val")}
+        ratios["train_cache"] = compare_cached(root)
         print(f"validation pixels differ by {distance(root):.2f} of 255 in the mean")
     print("ours over DatasetFolder: " + ", ".join(f"{part} {ratio:.2f}" for part, ratio in ratios.items()))
 

@@ -1,10 +1,13 @@
 """Training images that are kept shrunk."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from commands import image_folder
+from conftest import ROOT
 from PIL import Image
 from test_batches import run, same
 
@@ -49,6 +52,31 @@ def test_kept_images_are_mapped_and_made_once(folder, tmp_path, monkeypatch):
     assert isinstance(first.train.images.pixels, np.memmap)
     monkeypatch.setattr(views, "shrunk", lambda *_: pytest.fail("shrunk again"))
     assert same(run(kept(folder, tmp_path)), run(first))
+
+
+SLOWLY = """
+import hashlib, sys, time
+from resnet48 import cache, data, views
+from resnet48.config import TrainConfig
+count, real = 0, views.shrunk
+def shrunk(*given):
+    global count
+    count += 1
+    time.sleep(0.05)
+    return real(*given)
+views.shrunk = shrunk
+config = TrainConfig(image_dir=sys.argv[1], image_size=8, cache_dir=sys.argv[2], train_cache=True, num_workers=1)
+train = cache.for_training(data.load(config), config).train
+print(count, hashlib.sha256(train.images.pixels.tobytes()).hexdigest())
+"""
+
+
+def test_of_processes_that_need_them_at_once_one_makes_them_and_the_others_wait(folder, tmp_path):
+    started = [subprocess.Popen([sys.executable, "-c", SLOWLY, str(folder), str(tmp_path / "cache")], cwd=ROOT,
+                                stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    counts, digests = zip(*(process.communicate(timeout=120)[0].splitlines()[-1].split() for process in started))
+    assert sorted(map(int, counts)) == [0, 0, len(images(folder).train)]
+    assert len(set(digests)) == 1
 
 
 def test_batches_from_kept_images_are_the_same_for_any_number_of_workers(folder, tmp_path):
