@@ -10,7 +10,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 #: The environment without the settings of resnet48/machine.py, but with the same threads.
-STOCK = {"MKL_DEBUG_CPU_TYPE": "0", "RESNET48_KEEP_MEMORY": "0"}
+STOCK = {"MKL_DEBUG_CPU_TYPE": "0", "RESNET48_KEEP_MEMORY": "0", "FLAGS_use_stride_kernel": "1"}
 
 
 def child(program, arguments, environment):

@@ -1,5 +1,6 @@
 import os
 
+import paddle
 import pytest
 
 from resnet48 import machine
@@ -9,36 +10,41 @@ NAMES = {"OMP_NUM_THREADS", "FLAGS_paddle_num_threads", "GLOG_minloglevel", "MKL
 
 
 def test_threads_are_all_the_cpus_of_a_single_process():
-    added = machine.settings({}, 8, False)
+    added = machine.settings({}, 8, False, "3.3.1")
     assert (added["OMP_NUM_THREADS"], added["FLAGS_paddle_num_threads"]) == ("8", "8")
 
 
 @pytest.mark.parametrize("cpus, ranks, threads", [(8, "2", "4"), (8, "3", "2"), (2, "8", "1"), (4, "1", "4"),
                                                   (4, "0", "4")])
 def test_the_ranks_of_one_machine_divide_its_cpus(cpus, ranks, threads):
-    added = machine.settings({"PADDLE_LOCAL_SIZE": ranks}, cpus, False)
+    added = machine.settings({"PADDLE_LOCAL_SIZE": ranks}, cpus, False, "3.3.1")
     assert (added["OMP_NUM_THREADS"], added["FLAGS_paddle_num_threads"]) == (threads, threads)
 
 
+def test_transpositions_are_carried_out_at_once_in_2_6_only():
+    assert machine.settings({}, 2, True, "2.6.2")["FLAGS_use_stride_kernel"] == "0"
+    assert "FLAGS_use_stride_kernel" not in machine.settings({}, 2, True, "3.3.1")
+
+
 def test_the_mkl_setting_is_for_amd_only():
-    assert machine.settings({}, 2, True)["MKL_DEBUG_CPU_TYPE"] == "5"
-    assert "MKL_DEBUG_CPU_TYPE" not in machine.settings({}, 2, False)
+    assert machine.settings({}, 2, True, "3.3.1")["MKL_DEBUG_CPU_TYPE"] == "5"
+    assert "MKL_DEBUG_CPU_TYPE" not in machine.settings({}, 2, False, "3.3.1")
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_a_variable_that_the_user_has_set_stays(name):
     for value in ("7", ""):
-        assert set(machine.settings({name: value}, 2, True)) == NAMES - {name}
+        assert set(machine.settings({name: value}, 2, True, "3.3.1")) == NAMES - {name}
 
 
 def test_the_pool_of_paddle_follows_the_threads_that_the_user_asked_for():
-    assert machine.settings({"OMP_NUM_THREADS": "3"}, 8, False)["FLAGS_paddle_num_threads"] == "3"
+    assert machine.settings({"OMP_NUM_THREADS": "3"}, 8, False, "3.3.1")["FLAGS_paddle_num_threads"] == "3"
 
 
 def test_the_settings_are_a_pure_function_of_their_arguments():
     given = {"PADDLE_LOCAL_SIZE": "2"}
     before = dict(os.environ)
-    assert machine.settings(given, 8, True) == machine.settings(given, 8, True)
+    assert machine.settings(given, 8, True, "3.3.1") == machine.settings(given, 8, True, "3.3.1")
     assert given == {"PADDLE_LOCAL_SIZE": "2"}
     assert dict(os.environ) == before
 
@@ -53,7 +59,7 @@ def test_prepare_applies_the_settings_of_the_cpu_that_is_there(tmp_path, monkeyp
     monkeypatch.setattr(os, "environ", environment)
     machine.prepare()
     assert environment == {"GLOG_minloglevel": "0", **machine.settings({"GLOG_minloglevel": "0"},
-                                                                       machine.cpu_count(), amd)}
+                                                                       machine.cpu_count(), amd, paddle.__version__)}
 
 
 def test_at_least_one_cpu_is_counted():
@@ -69,6 +75,6 @@ def test_the_report_tells_what_was_detected_what_was_set_and_what_the_environmen
     monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "3", "RESNET48_KEEP_MEMORY": "0", "HOME": "/"})
     machine.prepare()
     first, second = machine.report().splitlines()
-    assert first.startswith("machine: 6 CPUs, AMD; set FLAGS_")
+    assert first.startswith(f"machine: 6 CPUs, AMD, Paddle {paddle.__version__}; set FLAGS_")
     assert "MKL_DEBUG_CPU_TYPE=5" in first and "FLAGS_paddle_num_threads=3" in first and "OMP_NUM_THREADS" not in first
     assert second == "fixed by the environment: OMP_NUM_THREADS=3 RESNET48_KEEP_MEMORY=0"
