@@ -41,7 +41,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, kind):
     alone, together = paddle.load(one, return_numpy=True), paddle.load(two, return_numpy=True)
     assert alone.keys() == together.keys()
     for name, value in alone.items():
-        assert np.abs(value - together[name]).max() <= 1e-5 * np.abs(value).max(), name
+        assert np.abs(value - together[name]).max() <= 1e-12 * np.abs(value).max(), name
 
 
 @pytest.mark.slow
