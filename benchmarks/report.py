@@ -14,7 +14,7 @@ import sys
 
 import common
 
-PROGRAMS = ("convolution", "batch_norm", "train_step", "evaluator", "data")
+PROGRAMS = ("convolution", "batch_norm", "train_step", "peer", "evaluator", "data")
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 README = os.path.join(FOLDER, "README.md")
 HEAD = """# Benchmarks

@@ -1,0 +1,101 @@
+"""The supernet and its sandwich step written in PyTorch, the way its users would: what benchmarks/peer.py runs against.
+
+    python3 benchmarks/torch_supernet.py SIZE
+
+prints the seconds of a step of the standalone full net and of a sandwich step, each in the faster memory format, as JSON.
+"""
+
+import json
+import sys
+
+import numpy as np
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+import common
+from train_step import BATCH, CLASSES, TIMES
+
+from resnet48 import sampling
+from resnet48.arch import FULL, POOL
+from resnet48.machine import cpu_count
+
+MEAN, DEVIATION = (255 * torch.tensor(values).reshape(1, 3, 1, 1) for values in
+                   ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+
+
+class ConvNorm(nn.Module):
+    """A convolution and its batch norm, of which a subnet uses the first filters."""
+
+    def __init__(self, in_width, width, kernel, stride):
+        super().__init__()
+        self.conv = nn.Conv2d(in_width, width, kernel, stride, kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x, width):
+        norm = self.norm
+        x = F.conv2d(x, self.conv.weight[:width, :x.shape[1]], None, self.conv.stride, self.conv.padding)
+        return F.batch_norm(x, norm.running_mean[:width], norm.running_var[:width], norm.weight[:width],
+                            norm.bias[:width], True, norm.momentum, norm.eps)
+
+
+class Block(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.first = ConvNorm(block.in_width, block.inner_width, 3, block.stride)
+        self.second = ConvNorm(block.inner_width, block.out_width, 3, 1)
+        if block.projects:
+            self.shortcut = ConvNorm(block.in_width, block.out_width, 1, block.stride)
+
+    def forward(self, x, block):
+        y = self.second(F.relu(self.first(x, block.inner_width), inplace=True), block.out_width)
+        return F.relu(y + (self.shortcut(x, block.out_width) if block.projects else x), inplace=True)
+
+
+class Supernet(nn.Module):
+    def __init__(self, arch):
+        super().__init__()
+        self.stem = ConvNorm(3, arch.stem, 7, 2)
+        self.blocks = nn.ModuleDict({str(block.index): Block(block) for block in arch.blocks()})
+        self.head = nn.Linear(arch.out_width, CLASSES)
+
+    def forward(self, x, arch):
+        x = F.max_pool2d(F.relu(self.stem(x, arch.stem), inplace=True), 3, 2, 1)
+        for block in arch.blocks():
+            x = self.blocks[str(block.index)](x, block)
+        x = x.mean([2, 3])
+        return F.linear(x, self.head.weight[:, :x.shape[1]], self.head.bias)
+
+
+def step_seconds(archs, size, memory_format):
+    """Seconds of a step: the first of the archs by cross-entropy, the others by distillation from it."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    pixels = torch.tensor(rng.integers(0, 256, (BATCH[size], 3, size, size), "uint8"))
+    labels = torch.tensor(rng.integers(0, CLASSES, BATCH[size]))
+    net = Supernet(FULL.largest()).to(memory_format=memory_format)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=4e-5, fused=True)
+
+    def step():
+        images = ((pixels - MEAN) / DEVIATION).contiguous(memory_format=memory_format)
+        teacher = net(images, archs[0])
+        F.cross_entropy(teacher, labels).backward()
+        target = teacher.detach().softmax(1)
+        for arch in archs[1:]:
+            F.cross_entropy(net(images, arch), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return common.seconds(step, TIMES[size])
+
+
+def main(size):
+    torch.set_num_threads(cpu_count())
+    sandwich = [arch for _, arch in sampling.sandwich(POOL, 0, 0, 4)]
+    formats = torch.contiguous_format, torch.channels_last
+    print(json.dumps({name: min(step_seconds(archs, size, each) for each in formats)
+                      for name, archs in (("full", [FULL.largest()]), ("sandwich", sandwich))}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
