@@ -11,7 +11,7 @@ out the weight at every call, as training does.
 import common
 
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7), (64, 16), (128, 8), (256, 4), (512, 4), (256, 2), (512, 2),
-          (512, 1))
+          (512, 1), (24, 8), (24, 4), (12, 8), (12, 4), (12, 2), (6, 8), (6, 4), (6, 2))
 BATCH = 64
 
 
@@ -44,7 +44,7 @@ def main():
                         x.clear_gradient(False)
                         weight.clear_gradient(False)
                     seconds = common.seconds(once, 3)
-                row.append(f"{times * flops / seconds / 1e9:.0f}")
+                row.append(f"{times * flops / seconds / 1e9:.2g}" if width < 64 else f"{times * flops / seconds / 1e9:.0f}")
         print("{:5d} {:5d}   {:>6}  {:>8}  {:>8}  {:>5} |       {:>6}  {:>8}  {:>8}  {:>5}".format(
             width, size, *row), flush=True)
 

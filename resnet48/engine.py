@@ -11,7 +11,8 @@ import paddle.nn.functional as F
 
 DENSE_UP_TO = 2  # pixels: a 3x3 convolution of a map this small is one matrix over all its inputs and outputs
 DENSE_ONCE_UP_TO = 1  # the same where the matrix is made for one call, and its gradient taken apart again
-UNFOLD_UP_TO = 16  # pixels: above, the library's own convolution with a stride is as fast
+UNFOLD_UP_TO = 16  # pixels: above, the library's own convolution is as fast
+NARROW_UP_TO = 16  # channels: for so few, Winograd's spends more on its many steps than it saves in products
 
 # Winograd's F(2 x 2, 3 x 3) in one dimension (arXiv 1509.09308, 4.1): what gives two neighbouring outputs of a filter
 # g from four inputs d is OUT @ ((FILTER @ g) * (IN @ d)).
@@ -37,15 +38,15 @@ def convolution(weight, size, stride=1, dense_up_to=DENSE_UP_TO):
     - 3x3, up to 2 x 2: one matrix product of all inputs of an image with all its outputs. It leaves out what would be
       multiplied with padding: 8/9 of the work at 1 x 1, 5/9 at 2 x 2.
     - 3x3 on larger maps: Winograd's, which multiplies 4 times for an output instead of 9.
-    - with a stride, on small maps: unfolding and one product per image.
+    - with a stride or few channels, on small maps: unfolding and one product per image.
     """
     kernel = weight.shape[-1]
     if paddle.in_dynamic_mode() and weight.place.is_cpu_place() and weight.dtype == paddle.float32:
         if kernel == 3 and size <= (dense_up_to if stride == 1 else DENSE_UP_TO):
             return _dense(weight, size, stride)
-        if kernel == 3 and stride == 1:
+        if kernel == 3 and stride == 1 and min(weight.shape[:2]) > NARROW_UP_TO:
             return _winograd(weight)
-        if 1 < stride and kernel < 7 and size <= UNFOLD_UP_TO:
+        if kernel < 7 and (kernel, stride) != (1, 1) and size <= UNFOLD_UP_TO:
             return _unfolded(weight, size, stride)
     return lambda x: F.conv2d(x, weight, stride=stride, padding=kernel // 2)
 

@@ -29,11 +29,13 @@ def require_equal(values, expected):
         assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
+@pytest.mark.parametrize("in_width, width", [(5, 4), (engine.NARROW_UP_TO + 2, engine.NARROW_UP_TO + 1)])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kernel, stride", KERNELS)
-def test_every_way_to_run_a_convolution_gives_the_librarys_values_and_gradients(size, kernel, stride):
+def test_every_way_to_run_a_convolution_gives_the_librarys_values_and_gradients(
+        size, kernel, stride, in_width, width):
     paddle.seed(0)
-    x, weight = paddle.randn([3, 5, size, size]), paddle.randn([4, 5, kernel, kernel])
+    x, weight = paddle.randn([3, in_width, size, size]), paddle.randn([width, in_width, kernel, kernel])
     expected = values_and_gradients(library, x, weight, stride)
     require_equal(values_and_gradients(engine.conv2d, x, weight, stride), expected)
     for dense_up_to in (0, engine.DENSE_ONCE_UP_TO, engine.DENSE_UP_TO):
@@ -61,7 +63,7 @@ def test_every_convolution_of_the_full_net_has_the_librarys_values_and_gradients
 
 
 def test_a_single_gradient_can_be_asked_for():
-    x, weight = paddle.randn([2, 3, 4, 4]), paddle.randn([5, 3, 3, 3])
+    x, weight = paddle.randn([2, 13, 4, 4]), paddle.randn([15, 13, 3, 3])
     for frozen, moving in ((x, weight), (weight, x)):
         frozen.stop_gradient, moving.stop_gradient = True, False
         expected, = paddle.grad(library(x, weight, 1).square().sum(), moving)
