@@ -20,7 +20,8 @@ README = os.path.join(FOLDER, "README.md")
 HEAD = """# Benchmarks
 
 Written by `python3 benchmarks/report.py`; `python3 benchmarks/report.py NAME ...` renews some sections. Ratios compare
-two ways within one run; seconds of different runs do not compare.
+two ways within one run; seconds of different runs do not compare. Only `peer` needs what `benchmarks/requirements.txt`
+lists.
 """
 
 
