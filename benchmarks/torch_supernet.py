@@ -2,7 +2,7 @@
 
     python3 benchmarks/torch_supernet.py SIZE
 
-prints the seconds of a step of the standalone full net and of a sandwich step, each in the faster memory format, as JSON.
+prints the seconds of a step of the standalone full net and of a sandwich step as JSON, in the faster memory format.
 """
 
 import json

@@ -60,7 +60,7 @@ def sgd(net, momentum, weight_decay, no_decay_norm=False, clip=None):
     if no_decay_norm:
         parameters = [{"params": [each for each in parameters if each.ndim > 1]},
                       {"params": [each for each in parameters if each.ndim == 1], "weight_decay": 0.0}]
-    # Not with use_multi_tensor, one pass for all: it pairs gradients with the parameters that had one at the first step,
+    # Not with use_multi_tensor, one pass for all: it pairs gradients with the parameters that had one at the first step
     # by position, and fails where the next subnet uses other blocks. (On a CPU it takes as long.)
     return paddle.optimizer.Momentum(learning_rate=0.0, momentum=momentum, parameters=parameters,
                                      weight_decay=weight_decay, grad_clip=clip)
