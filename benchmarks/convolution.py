@@ -44,7 +44,7 @@ def main():
                         x.clear_gradient(False)
                         weight.clear_gradient(False)
                     seconds = common.seconds(once, 3)
-                row.append(f"{times * flops / seconds / 1e9:{'.2g' if width < 64 else '.0f'}}")
+                row.append(f"{times * flops / seconds / 1e9:.3g}")
         print("{:5d} {:5d}   {:>6}  {:>8}  {:>8}  {:>5} |       {:>6}  {:>8}  {:>8}  {:>5}".format(
             width, size, *row), flush=True)
 

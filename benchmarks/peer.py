@@ -14,20 +14,20 @@ import sys
 import common
 import train_step
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
+PEER = os.path.join(common.ROOT, "benchmarks", "torch_supernet.py")
 
 
 def compare(size):
     theirs, ours = [], []
     for _ in range(2):  # in turn, because a machine with neighbours changes its speed
-        theirs.append(common.child(os.path.join(FOLDER, "torch_supernet.py"), [size], {}))
-        ours.append(common.child(os.path.join(FOLDER, "train_step.py"), ["--child", "ours", size], {}))
+        theirs.append(common.child(PEER, [size], {}))
+        ours.append(common.child(train_step.__file__, ["--child", "ours", size], {}))
     best = max(found["rate"] for found in ours)
     print(f"{size} px, batch {train_step.BATCH[size]}; best matrix product {best / 1e9:.0f} GFLOP/s")
     print("step      PyTorch: images/s  GFLOP/s | ours: images/s  GFLOP/s | ratio")
     for name in ("full", "sandwich"):
-        images, rates = ([scale / min(each[name] for each in found) for found in (theirs, ours)] for scale in
-                         (train_step.BATCH[size], ours[0][f"{name} flops"] / 1e9))
+        seconds = [min(each[name] for each in found) for found in (theirs, ours)]
+        images, rates = train_step.speeds(size, ours[0][f"{name} flops"], seconds)
         print(f"{name:9} {images[0]:17.1f}  {rates[0]:7.0f} | {images[1]:14.1f}  {rates[1]:7.0f} | "
               f"{images[1] / images[0]:5.2f}", flush=True)
 

@@ -8,18 +8,17 @@ prints the seconds of a step of the standalone full net and of a sandwich step a
 import json
 import sys
 
-import numpy as np
 import torch
 from torch import nn
 import torch.nn.functional as F
 
 import common
-from train_step import BATCH, CLASSES, TIMES
+from train_step import CLASSES, TIMES, inputs
 
-from resnet48 import sampling
-from resnet48.arch import FULL, POOL
+from resnet48.arch import FULL
 from resnet48.machine import cpu_count
 
+# Those of resnet48/data.py, which would bring Paddle into the process.
 MEAN, DEVIATION = (255 * torch.tensor(values).reshape(1, 3, 1, 1) for values in
                    ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
@@ -67,21 +66,21 @@ class Supernet(nn.Module):
         return F.linear(x, self.head.weight[:, :x.shape[1]], self.head.bias)
 
 
-def step_seconds(archs, size, memory_format):
-    """Seconds of a step: the first of the archs by cross-entropy, the others by distillation from it."""
+def step_seconds(subnets, size, memory_format):
+    """Seconds of a step of the first `subnets` of the sandwich: the largest, and those that are distilled from it."""
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    pixels = torch.tensor(rng.integers(0, 256, (BATCH[size], 3, size, size), "uint8"))
-    labels = torch.tensor(rng.integers(0, CLASSES, BATCH[size]))
+    pixels, labels, archs = inputs(size)
+    pixels, labels = torch.tensor(pixels), torch.tensor(labels)
+    (_, largest), *others = archs[:subnets]
     net = Supernet(FULL.largest()).to(memory_format=memory_format)
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=4e-5, fused=True)
 
     def step():
         images = ((pixels - MEAN) / DEVIATION).contiguous(memory_format=memory_format)
-        teacher = net(images, archs[0])
+        teacher = net(images, largest)
         F.cross_entropy(teacher, labels).backward()
         target = teacher.detach().softmax(1)
-        for arch in archs[1:]:
+        for _, arch in others:
             F.cross_entropy(net(images, arch), target).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -91,10 +90,9 @@ def step_seconds(archs, size, memory_format):
 
 def main(size):
     torch.set_num_threads(cpu_count())
-    sandwich = [arch for _, arch in sampling.sandwich(POOL, 0, 0, 4)]
     formats = torch.contiguous_format, torch.channels_last
-    print(json.dumps({name: min(step_seconds(archs, size, each) for each in formats)
-                      for name, archs in (("full", [FULL.largest()]), ("sandwich", sandwich))}))
+    print(json.dumps({name: min(step_seconds(subnets, size, each) for each in formats)
+                      for name, subnets in (("full", 1), ("sandwich", 4))}))
 
 
 if __name__ == "__main__":

@@ -22,19 +22,26 @@ TIMES = {32: 5, 64: 3, 224: 2}
 CLASSES = 1000
 
 
+def inputs(size):
+    """What every way is given: images uint8 [N, 3, size, size], labels [N], the (role, arch) pairs of a sandwich."""
+    import numpy as np
+    from resnet48 import sampling
+    from resnet48.arch import POOL
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH[size], 3, size, size), "uint8")
+    return images, rng.integers(0, CLASSES, BATCH[size]), sampling.sandwich(POOL, 0, 0, 4)
+
+
 def measure(way, size):
     """Seconds of both steps, the machine's best rate, and the parts of the sandwich step."""
-    import numpy as np
     import paddle
-    from resnet48 import data, engine, layers, models, objectives, optim, sampling
-    from resnet48.arch import FULL, POOL
+    from resnet48 import data, engine, layers, models, objectives, optim
+    from resnet48.arch import FULL
     if way == "stock":
         common.take_the_librarys_convolution()
     paddle.seed(0)
-    rng = np.random.default_rng(0)
-    pixels = paddle.to_tensor(rng.integers(0, 256, (BATCH[size], 3, size, size), "uint8"))
-    labels = paddle.to_tensor(rng.integers(0, CLASSES, BATCH[size]))
-    archs = sampling.sandwich(POOL, 0, 0, 4)
+    images, labels, archs = inputs(size)
+    pixels, labels = paddle.to_tensor(images), paddle.to_tensor(labels)
     found = {"rate": common.best_rate()}
     steps = (("full", models.ResNet48(FULL.largest(), CLASSES), objectives.standalone, [("loss", FULL.largest())]),
              ("sandwich", models.Supernet(FULL, CLASSES), objectives.sandwich, archs))
@@ -129,6 +136,11 @@ def _forward_and_backward(run, inputs, times=3):
     return forward, backward if inputs else 0
 
 
+def speeds(size, flops, seconds):
+    """Images per second and GFLOP per second of steps of this many FLOP that take these seconds."""
+    return [[amount / each for each in seconds] for amount in (BATCH[size], flops / 1e9)]
+
+
 def compare(size):
     stock = common.child(__file__, ["--child", "stock", size], common.STOCK)
     ours = common.child(__file__, ["--child", "ours", size], {})
@@ -136,8 +148,7 @@ def compare(size):
     print(f"{size} px, batch {BATCH[size]}; best matrix product {best / 1e9:.0f} GFLOP/s")
     print("step      stock: images/s  GFLOP/s | ours: images/s  GFLOP/s  of the best | ratio")
     for name in ("full", "sandwich"):
-        images, rates = ([scale / found[name] for found in (stock, ours)] for scale in
-                         (BATCH[size], ours[f"{name} flops"] / 1e9))
+        images, rates = speeds(size, ours[f"{name} flops"], [stock[name], ours[name]])
         print(f"{name:9} {images[0]:15.1f}  {rates[0]:7.0f} | {images[1]:14.1f}  {rates[1]:7.0f}  "
               f"{rates[1] * 1e9 / best:11.0%} | {images[1] / images[0]:5.2f}")
     parts, total = ours["parts"], ours["sandwich"]

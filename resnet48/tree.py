@@ -96,6 +96,7 @@ def _temporary(conv):
         return normalised
     # `engine` has for every input, with those that fill up the tiles, a copy, four in tiles and four transformed; then
     # the transformed ones, four products for every output, the output itself and that in another order, twice.
+    # (Where it unfolds, the nine copies of an input are the most.)
     tiled = (conv.size + conv.size % 2) ** 2 if conv.size > 1 else 1
     return max(normalised, 9 * conv.in_width * tiled, (4 * conv.in_width + 7 * conv.out_width) * tiled)
 
