@@ -57,7 +57,7 @@ def train_one(arch, images, settings, make_watch):
     runtime.seed_everything(settings.seed)
     net = initial_net(arch, images, settings.pretrained, settings)
     objective = functools.partial(objectives.standalone, label_smoothing=settings.label_smoothing)
-    arguments = net, objective, lambda step: [], images, settings
+    arguments = net, objective, lambda step: [], ("loss",), images, settings
     if settings.dry_run:
         return train.dry_run(*arguments, lambda few: evaluate.watch_standalone(few, settings))["val"]
     watch = make_watch() if getattr(settings, "mode", "all") == "all" else None

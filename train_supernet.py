@@ -20,7 +20,7 @@ def run(settings):
     runtime.seed_everything(settings.seed)
     net, teacher = initial_nets(images, settings)
     sampled = SPACES[settings.space].narrowed(settings.channels(), settings.divisor)
-    sample, objective = recipe(settings, teacher)
+    sample, roles, objective = recipe(settings, teacher)
     objective = functools.partial(objective, label_smoothing=settings.label_smoothing)
 
     def archs_of_step(step):
@@ -32,19 +32,19 @@ def run(settings):
         return evaluate.watch_supernet(some_images, settings, sampled)
 
     if settings.dry_run:
-        train.dry_run(net, objective, archs_of_step, images, settings, watch_of)
+        train.dry_run(net, objective, archs_of_step, roles, images, settings, watch_of)
     else:
-        train.fit(net, objective, archs_of_step, images, settings, watch_of(images))
+        train.fit(net, objective, archs_of_step, roles, images, settings, watch_of(images))
         runtime.say(f"trained: {settings.save_dir}/final.pdparams")
 
 
 def recipe(settings, teacher):
-    """(sampler, objective) of `--recipe`."""
+    """(sampler, roles, objective) of `--recipe`."""
     if settings.recipe == "sandwich":
-        return sampling.sandwich, objectives.sandwich
+        return sampling.sandwich, ("largest", "smallest", "random"), objectives.sandwich
     if teacher is None:
         raise UserError("--recipe demo distils from the full net, so it needs --pretrained")
-    return sampling.uniform, objectives.distil_from(teacher)
+    return sampling.uniform, ("random",), objectives.distil_from(teacher)
 
 
 def initial_nets(images, settings):

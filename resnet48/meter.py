@@ -14,9 +14,14 @@ from .errors import UserError
 
 
 class Meter:
-    """What happened since the last row. Losses stay on the device until then: one sync per row, not per step."""
+    """What happened since the last row.
 
-    def __init__(self, step):
+    roles: all that the recipe can produce; a step may have any of them. Losses stay on the device until a row is
+    flushed: one sync per row, not per step.
+    """
+
+    def __init__(self, step, roles):
+        self.roles = tuple(roles)
         self._clear(step)
 
     def _clear(self, step):
@@ -39,24 +44,26 @@ class Meter:
 
     def add(self, losses, images):
         """One step. losses: scalar tensors by role; images: how many it saw on all ranks."""
+        unknown = losses.keys() - set(self.roles)
+        if unknown:
+            raise ValueError(f"the recipe has the roles {self.roles}, and a step gave a loss for {sorted(unknown)}")
         self.losses.append(losses)
         self.images += images
 
-    def row(self, step, per_epoch, steps, rate):
-        """Everything since the last row, which ends with `step` (from 1): a dictionary.
+    def flush(self, step, per_epoch, steps, lr):
+        """Everything since the last row, which ends with `step` (from 1), as a dictionary; then begin the next row.
 
-        Its `not_finite` is None or (first step with such a loss, roles).
+        `losses` holds a mean for each role, None where no step had it; `not_finite` is None or (first step with such a
+        loss, roles).
         """
-        roles = list(self.losses[0])
-        values = paddle.stack([paddle.stack([losses[role] for role in roles]) for losses in self.losses]).numpy()
-        finite = np.isfinite(values)
-        bad = None
-        if not finite.all():
-            first = int(np.argmin(finite.all(axis=1)))
-            bad = self.first_step + first, [role for role, fine in zip(roles, finite[first]) if not fine]
+        given = [(place, role) for place, losses in enumerate(self.losses, self.first_step) for role in losses]
+        values = paddle.stack([loss for losses in self.losses for loss in losses.values()]).numpy().astype("float64")
+        of_role = {role: values[[each == role for _, each in given]] for role in self.roles}
+        wrong = [where for where, value in zip(given, values) if not np.isfinite(value)]
         seconds = time.perf_counter() - self.started - self.away
-        row = {"epoch": step / per_epoch, "step": step, "lr": rate,
-               "losses": dict(zip(roles, values.astype("float64").mean(axis=0).tolist())), "not_finite": bad,
+        row = {"epoch": step / per_epoch, "step": step, "lr": lr,
+               "losses": {role: float(theirs.mean()) if len(theirs) else None for role, theirs in of_role.items()},
+               "not_finite": (wrong[0][0], [role for place, role in wrong if place == wrong[0][0]]) if wrong else None,
                "images_per_s": self.images / seconds, "data_wait": self.wait / seconds,
                "seconds_left": (steps - step) * seconds / len(self.losses)}
         self._clear(step)
@@ -65,7 +72,7 @@ class Meter:
 
 def line(row, max_epoch):
     """A row as text."""
-    losses = "  ".join(f"{role} {loss:.4f}" for role, loss in row["losses"].items())
+    losses = "  ".join(f"{role} {loss:.4f}" for role, loss in row["losses"].items() if loss is not None)
     minutes, seconds = divmod(int(row["seconds_left"]), 60)
     days, hours = divmod(minutes // 60, 24)
     left = f"{f'{days} d ' if days else ''}{hours:02}:{minutes % 60:02}:{seconds:02}"
@@ -74,37 +81,43 @@ def line(row, max_epoch):
 
 
 class Table:
-    """metrics.csv: one line per row. A resumed run drops those that it is going to write again."""
+    """metrics.csv: one line per row. A resumed run drops those that it is going to write again.
+
+    The columns are fixed by the roles; a loss that a row does not have is an empty cell.
+    """
 
     COLUMNS = ("epoch", "step", "lr", "images_per_s", "data_wait")
 
-    def __init__(self, folder, step):
+    def __init__(self, folder, step, roles):
         self.path = os.path.join(folder, "metrics.csv")
         files.require_writable(self.path)
-        rows = []
+        rows, columns = [], [*self.COLUMNS, *map(_column, roles)]
         if step and os.path.isfile(self.path):
             with open(self.path, newline="") as file:
                 *lines, _ = file.read().split("\n")  # what has no line's end was cut off in writing
-            rows = list(csv.reader(lines))
-            rows = rows[:1] + [row for row in rows[1:] if int(row[1]) <= step]
+            before = csv.DictReader(lines)
+            rows = [row for row in before if int(row["step"]) <= step]
+            columns += [name for name in before.fieldnames or () if name not in columns]
         with files.replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows(rows)
-        self.empty = not rows
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.columns = columns
 
     def write(self, row):
-        values = scalars(row)
+        values = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in scalars(row).items()}
         with files.appending(self.path) as file:
-            writer = csv.writer(file)
-            if self.empty:
-                writer.writerow(values)
-                self.empty = False
-            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in values.values())
+            csv.DictWriter(file, self.columns).writerow(values)
 
 
 def scalars(row):
-    """The numbers of a row by column name."""
+    """The numbers of a row by column name; None for the loss of a role that no step had."""
     return {**{name: row[name] for name in Table.COLUMNS},
-            **{f"loss_{role}": loss for role, loss in row["losses"].items()}}
+            **{_column(role): loss for role, loss in row["losses"].items()}}
+
+
+def _column(role):
+    return f"loss_{role}"
 
 
 def require_visualdl():
@@ -122,5 +135,5 @@ def visualdl_writer(folder):
 
 def add_to(writer, row):
     for name, value in scalars(row).items():
-        if name != "step":
+        if name != "step" and value is not None:
             writer.add_scalar(tag=name, step=row["step"], value=value)

@@ -23,10 +23,11 @@ class Diverged(UserError):
     """The loss is no longer finite."""
 
 
-def fit(net, objective, archs_of_step, images, config, watch):
+def fit(net, objective, archs_of_step, roles, images, config, watch):
     """Train `net` and return the accuracies that `watch` saw last.
 
-    objective: see `objectives`. archs_of_step(step): (role, arch) pairs, see `sampling`. images: a `data.ImageSet`.
+    objective: see `objectives`. archs_of_step(step): (role, arch) pairs, see `sampling`. roles: all that the losses can
+    have. images: a `data.ImageSet`.
     watch(net): accuracies in percent by name, after each `eval_freq` epochs and at the end, or None to go without;
     the checkpoint with the best mean is kept.
     Writes checkpoints, config.yaml and metrics.csv to `config.save_dir`; with `config.ema` the checkpoints hold, and
@@ -34,10 +35,10 @@ def fit(net, objective, archs_of_step, images, config, watch):
     Raises `Diverged` on a loss or weights that are not finite, `SystemExit` (code 0) after a signal that asked to stop.
     """
     with runtime.StopRequest() as stop:
-        return _fit(net, objective, archs_of_step, images, config, watch, stop)
+        return _fit(net, objective, archs_of_step, roles, images, config, watch, stop)
 
 
-def _fit(net, objective, archs_of_step, images, config, watch, stop):
+def _fit(net, objective, archs_of_step, roles, images, config, watch, stop):
     ranks, rank = runtime.ranks(), runtime.rank()
     per_epoch = batches.steps_per_epoch(images, config.batch_size, ranks)
     steps, rate_of = config.max_epoch * per_epoch, optim.schedule(config, per_epoch, ranks)
@@ -52,8 +53,8 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
     saved = state.pop("saved", None)
     runtime.same_everywhere(net.state_dict().values())
     kept_net = average.net if average else net
-    since, vote = meter.Meter(state["step"]), False
-    show = _shower(config, state["step"]) if rank == 0 else lambda row: None
+    since, vote = meter.Meter(state["step"], roles), False
+    show = _shower(config, state["step"], roles) if rank == 0 else lambda row: None
     if rank == 0:
         files.write_text(os.path.join(config.save_dir, "config.yaml"), settings.dump(config))
     runtime.say(f"training {images.name}: {len(images.train)} images of {len(images.classes)} classes, "
@@ -85,7 +86,7 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
             saving = stopping or epoch_ends and (epoch % config.save_freq == 0 or done == steps) or \
                 config.save_every_steps and done % config.save_every_steps == 0
             if done % config.log_freq == 0 or epoch_ends or saving:
-                row = since.row(done, per_epoch, steps, rate)
+                row = since.flush(done, per_epoch, steps, rate)
                 _require_finite(row, rate_of, config, archs_of_step)
                 show(row)
             if watch and epoch_ends and (done == steps or config.eval_freq and epoch % config.eval_freq == 0):
@@ -120,9 +121,9 @@ def _gradients(objective, precision, net, archs, pixels, labels):
     return {role: sum(each[role] for each in losses) / parts for role in losses[0]}
 
 
-def _shower(config, step):
+def _shower(config, step, roles):
     """A function that shows a row to whoever watches, and keeps it."""
-    table = meter.Table(config.save_dir, step)
+    table = meter.Table(config.save_dir, step, roles)
     writer = meter.visualdl_writer(config.save_dir) if config.visualdl else None
 
     def show(row):
@@ -167,7 +168,7 @@ def require_runnable(images, config):
         runtime.say(f"note: --amp {config.amp} has no effect on a CPU, where Paddle computes in float32")
 
 
-def dry_run(net, objective, archs_of_step, images, config, watch_of):
+def dry_run(net, objective, archs_of_step, roles, images, config, watch_of):
     """Two steps, a checkpoint, a reload and one evaluation on a cut-down set, then what a real run would do.
 
     watch_of(images): makes the `watch` of `fit` for an image set.
@@ -178,7 +179,7 @@ def dry_run(net, objective, archs_of_step, images, config, watch_of):
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(config, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
                                     warmup_steps=None, visualdl=False, train_cache=False)
-        accuracies = fit(net, objective, archs_of_step, few, short, watch_of(few))
+        accuracies = fit(net, objective, archs_of_step, roles, few, short, watch_of(few))
         if runtime.rank() == 0:
             checkpoint.build(checkpoint.read(folder))
             size = sum(os.path.getsize(os.path.join(folder, name)) for name in ("final.pdparams", "final.pdopt"))

@@ -27,6 +27,7 @@ class Kind(NamedTuple):
     make: object
     objective: object
     archs_of_step: object
+    roles: tuple = ("largest", "smallest", "random")
 
 
 def sandwich_archs(step):
@@ -42,7 +43,7 @@ def uniform_teacher(images):
     return paddle.zeros([images.shape[0], len(CLASSES)])
 
 
-STANDALONE = Kind(lambda classes: ResNet48(SPACE.smallest(), classes), objectives.standalone, lambda step: [])
+STANDALONE = Kind(lambda classes: ResNet48(SPACE.smallest(), classes), objectives.standalone, lambda step: [], ("loss",))
 SANDWICH = Kind(lambda classes: Supernet(SPACE, classes), objectives.sandwich, sandwich_archs)
 DEMO = Kind(lambda classes: Supernet(SPACE, classes), objectives.distil_from(uniform_teacher), smallest_then_random)
 
@@ -70,7 +71,7 @@ def fit(kind, config, stop_after=None, watch=None, image_set=None, build_first=F
         return kind.archs_of_step(step)
 
     try:
-        train.fit(net, kind.objective, archs_of_step, image_set or images(), config, watch)
+        train.fit(net, kind.objective, archs_of_step, kind.roles, image_set or images(), config, watch)
     except SystemExit as ended:
         assert ended.code == 0 and asked
         return None

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import paddle
 import pytest
-from small_runs import (DEMO, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, Kind, checkpoints, fit, images,
+from small_runs import (DEMO, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, checkpoints, fit, images,
                         newest, same, table, values)
 
 from resnet48 import checkpoint, objectives, optim, train
@@ -163,7 +163,7 @@ def test_the_average_is_what_is_kept_watched_and_published(tmp_path):
         watched.append(values(net))
         return {"val": 1.0}
 
-    trained = fit(Kind(STANDALONE.make, objective, STANDALONE.archs_of_step), settings(tmp_path, ema=0.6), watch=watch)
+    trained = fit(STANDALONE._replace(objective=objective), settings(tmp_path, ema=0.6), watch=watch)
     average = steps[0]
     for step, after in enumerate([*steps[1:], trained], 1):
         decay = min(0.6, (1 + step) / (10 + step))

@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from small_runs import (CLASSES, DEMO, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, Kind, checkpoints, content, fit,
+from small_runs import (CLASSES, DEMO, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, checkpoints, content, fit,
                         images, newest, same, table)
 
 from resnet48 import checkpoint
@@ -149,7 +149,7 @@ def test_a_setting_that_changes_the_training_is_refused_by_name(tmp_path):
 
 def test_another_arch_other_classes_and_other_images_are_refused(tmp_path):
     config = stopped_run(tmp_path, after=2)
-    largest = Kind(lambda classes: ResNet48(SPACE.largest(), classes), STANDALONE.objective, STANDALONE.archs_of_step)
+    largest = STANDALONE._replace(make=lambda classes: ResNet48(SPACE.largest(), classes))
     before = content(tmp_path)
     codes = f"{SPACE.smallest().code}.*{SPACE.largest().code}"
     with pytest.raises(UserError, match=f"--resume .*is a checkpoint of another net: standalone {codes}"):

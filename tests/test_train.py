@@ -5,7 +5,7 @@ import signal
 import numpy as np
 import paddle
 import pytest
-from small_runs import (CLASSES, PER_EPOCH, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, Kind, checkpoints, content,
+from small_runs import (CLASSES, PER_EPOCH, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, checkpoints, content,
                         fit, images, newest, same, table, values)
 
 from resnet48 import checkpoint, config, evaluate, objectives, optim, runtime, train
@@ -26,7 +26,7 @@ def spoiled(kind, at, spoil):
         calls.append(None)
         return spoil(arguments[0], losses) if len(calls) == at else losses
 
-    return Kind(kind.make, objective, kind.archs_of_step)
+    return kind._replace(objective=objective)
 
 
 def nan_loss(_net, losses):
@@ -82,7 +82,7 @@ def test_a_row_holds_the_mean_of_the_losses_since_the_row_before(tmp_path):
         losses.append(objectives.standalone(*arguments))
         return losses[-1]
 
-    fit(Kind(STANDALONE.make, objective, STANDALONE.archs_of_step), dataclasses.replace(settings(tmp_path), log_freq=4))
+    fit(STANDALONE._replace(objective=objective), dataclasses.replace(settings(tmp_path), log_freq=4))
     rows = table(tmp_path)
     assert [int(row["step"]) for row in rows] == [4, 6, 8, 12]  # every fourth step and the end of the epoch
     for first, row in zip((0, 4, 6, 8), rows):
@@ -202,7 +202,7 @@ def test_a_dry_run_says_what_a_real_one_would_do_and_leaves_its_folder_untouched
     if exists:
         fit(SANDWICH, dataclasses.replace(settings(tmp_path / "run"), max_epoch=1))
     before, net = content(tmp_path), SANDWICH.make(len(CLASSES))
-    accuracies = train.dry_run(net, SANDWICH.objective, SANDWICH.archs_of_step, images(), config,
+    accuracies = train.dry_run(net, SANDWICH.objective, SANDWICH.archs_of_step, SANDWICH.roles, images(), config,
                                lambda few: evaluate.watch_supernet(few, config, SPACE))
     assert accuracies.keys() == {"largest", "smallest", "random1", "random2"}
     assert content(tmp_path) == before and os.path.exists(tmp_path / "run") == exists
@@ -213,10 +213,10 @@ def test_a_dry_run_says_what_a_real_one_would_do_and_leaves_its_folder_untouched
 
 def test_a_dry_run_finds_what_would_stop_a_real_one(tmp_path):
     with pytest.raises(Diverged):
-        train.dry_run(STANDALONE.make(3), spoiled(STANDALONE, 2, nan_loss).objective, STANDALONE.archs_of_step,
+        train.dry_run(STANDALONE.make(3), spoiled(STANDALONE, 2, nan_loss).objective, STANDALONE.archs_of_step, STANDALONE.roles,
                       images(), settings(tmp_path), lambda few: lambda net: {"val": 1.0})
     with pytest.raises(UserError, match="--batch_size 25"):
-        train.dry_run(STANDALONE.make(3), STANDALONE.objective, STANDALONE.archs_of_step, images(),
+        train.dry_run(STANDALONE.make(3), STANDALONE.objective, STANDALONE.archs_of_step, STANDALONE.roles, images(),
                       dataclasses.replace(settings(tmp_path), batch_size=25), lambda few: None)
 
 
