@@ -3,7 +3,7 @@
 import dataclasses
 import tempfile
 
-from resnet48 import checkpoint, config, data, evaluate, files, models, runtime, submission, sweep, tree
+from resnet48 import checkpoint, config, data, evaluate, files, models, options, runtime, submission, sweep, tree
 from resnet48 import score as scoring
 from resnet48.arch import FULL, ArchConfig
 from resnet48.errors import UserError, exit_on_user_error
@@ -119,9 +119,9 @@ def as_trained(settings, found):
 
 def main(argv=None):
     function, settings = config.command_line(__doc__, {
-        "run": (run, config.EvalConfig, None), "plan": (plan, config.PlanConfig, None),
-        "status": (status, config.StatusConfig, None), "score": (score, config.ScoreConfig, None),
-        "verify": (verify, config.VerifyConfig, None), "export": (export, config.ExportConfig, None)}, argv)
+        "run": (run, options.EvalSettings, None), "plan": (plan, options.PlanSettings, None),
+        "status": (status, options.StatusSettings, None), "score": (score, options.ScoreSettings, None),
+        "verify": (verify, options.VerifySettings, None), "export": (export, options.ExportSettings, None)}, argv)
     function(settings)
 
 

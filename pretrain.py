@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import os
 
-from resnet48 import checkpoint, config, data, evaluate, files, objectives, runtime, submission, train
+from resnet48 import checkpoint, config, data, evaluate, files, options, recipes, runtime, submission, train
 from resnet48.arch import FULL, ArchConfig
 from resnet48.errors import UserError, exit_on_user_error
+from resnet48.initial_weights import initialize
 from resnet48.models import ResNet48, extract, zero_residuals
 
-RECIPE = os.path.join(config.HERE, "configs", "standalone.yaml")
+RECIPE = os.path.join(config.RECIPES, "standalone.yaml")
 
 
 def run(settings):
@@ -19,7 +20,8 @@ def run(settings):
     space = FULL.narrowed(settings.channels(), settings.divisor)
     arch = ArchConfig.parse(settings.arch, space, allow_untied=True)
     if settings.mode != "eval":
-        return train_one(arch, images, settings, lambda: evaluate.watch_standalone(images, settings))
+        return train_one(arch, images, settings, lambda: evaluate.watch_standalone(images, settings),
+                         validates=settings.mode == "all")
     path = settings.pretrained or settings.save_dir
     net = initial_net(arch, images, path, settings)
     accuracy = evaluate.watch_standalone(images, settings)(net)["val"]
@@ -33,11 +35,11 @@ def truth(settings):
     space = FULL.narrowed(settings.channels(), settings.divisor)
     entries = submission.read_list(settings.archs, space)[:settings.limit]
     images, accuracies = start(settings), []
-    watch_of_all = functools.cache(lambda: evaluate.watch_standalone(images, settings))  # images are decoded once
+    validate_of_all = functools.cache(lambda: evaluate.watch_standalone(images, settings))  # images are decoded once
     for place, (key, _, arch) in enumerate(entries, 1):
         runtime.say(f"{key} ({place} of {len(entries)})")
         folder = os.path.join(settings.save_dir, arch.code)
-        accuracies.append(train_one(arch, images, dataclasses.replace(settings, save_dir=folder), watch_of_all))
+        accuracies.append(train_one(arch, images, dataclasses.replace(settings, save_dir=folder), validate_of_all))
     if runtime.rank() == 0 and not settings.dry_run:
         submission.write(settings.truth, entries, accuracies)
         runtime.say(f"wrote {settings.truth}: {len(entries)} archs, top-1 {min(accuracies):.2f} to "
@@ -51,18 +53,16 @@ def start(settings):
     return data.load(settings)
 
 
-def train_one(arch, images, settings, make_watch):
-    """Train one subnet; returns its top-1 in percent. make_watch(): the `watch` of `train.fit`."""
+def train_one(arch, images, settings, make_validate, validates=True):
+    """Train one subnet; returns its top-1 in percent, if it validates. make_validate(): the `validate` of `train.fit`."""
     train.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net = initial_net(arch, images, settings.pretrained, settings)
-    objective = functools.partial(objectives.standalone, label_smoothing=settings.label_smoothing)
-    arguments = net, objective, lambda step: [], ("loss",), images, settings
+    arguments = net, recipes.standalone(settings), images, settings
     if settings.dry_run:
         return train.dry_run(*arguments, lambda few: evaluate.watch_standalone(few, settings))["val"]
-    watch = make_watch() if getattr(settings, "mode", "all") == "all" else None
-    accuracies = train.fit(*arguments, watch)
-    if watch:
+    accuracies = train.fit(*arguments, make_validate() if validates else None)
+    if validates:
         runtime.say(f"top-1 of {arch.code}: {accuracies['val']:.2f} % of {len(images.val)} validation images")
         return accuracies["val"]
 
@@ -71,6 +71,7 @@ def initial_net(arch, images, path, settings):
     """The subnet with new weights, or with those at `path`, which may also be a supernet's."""
     net = ResNet48(arch, len(images.classes))
     if not path:
+        initialize(net, settings.init)
         if settings.zero_residuals:
             zero_residuals(net)
         return net
@@ -93,7 +94,7 @@ def initial_net(arch, images, path, settings):
 
 def main(argv=None):
     function, settings = config.command_line(__doc__, {
-        "run": (run, config.StandaloneConfig, RECIPE), "truth": (truth, config.TruthConfig, RECIPE)}, argv)
+        "run": (run, options.StandaloneSettings, RECIPE), "truth": (truth, options.TruthSettings, RECIPE)}, argv)
     function(settings)
 
 

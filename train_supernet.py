@@ -1,14 +1,14 @@
 """Train the supernet: one set of weights for every subnet of the space."""
 
-import functools
 import os
 
-from resnet48 import checkpoint, config, data, evaluate, objectives, runtime, sampling, train
+from resnet48 import checkpoint, config, data, evaluate, options, recipes, runtime, train
 from resnet48.arch import FULL, SPACES
-from resnet48.errors import UserError, exit_on_user_error
+from resnet48.errors import exit_on_user_error
+from resnet48.initial_weights import initialize
 from resnet48.models import Supernet, extract, sort_channels, zero_residuals
 
-RECIPE = os.path.join(config.HERE, "configs", "sandwich.yaml")
+RECIPE = os.path.join(config.RECIPES, "sandwich.yaml")
 
 
 def run(settings):
@@ -20,31 +20,16 @@ def run(settings):
     runtime.seed_everything(settings.seed)
     net, teacher = initial_nets(images, settings)
     sampled = SPACES[settings.space].narrowed(settings.channels(), settings.divisor)
-    sample, roles, objective = recipe(settings, teacher)
-    objective = functools.partial(objective, label_smoothing=settings.label_smoothing)
+    stages = recipes.supernet(settings, sampled, teacher)
 
-    def archs_of_step(step):
-        return sample(sampled, settings.seed, step, settings.dyna_batch_size)
-
-    archs_of_step(0)  # a wrong --dyna_batch_size shows here and not after the images have been read
-
-    def watch_of(some_images):
+    def validate_of(some_images):
         return evaluate.watch_supernet(some_images, settings, sampled)
 
     if settings.dry_run:
-        train.dry_run(net, objective, archs_of_step, roles, images, settings, watch_of)
+        train.dry_run(net, stages, images, settings, validate_of)
     else:
-        train.fit(net, objective, archs_of_step, roles, images, settings, watch_of(images))
+        train.fit(net, stages, images, settings, validate_of(images))
         runtime.say(f"trained: {settings.save_dir}/final.pdparams")
-
-
-def recipe(settings, teacher):
-    """(sampler, roles, objective) of `--recipe`."""
-    if settings.recipe == "sandwich":
-        return sampling.sandwich, ("largest", "smallest", "random"), objectives.sandwich
-    if teacher is None:
-        raise UserError("--recipe demo distils from the full net, so it needs --pretrained")
-    return sampling.uniform, ("random",), objectives.distil_from(teacher)
 
 
 def initial_nets(images, settings):
@@ -52,6 +37,7 @@ def initial_nets(images, settings):
     space = FULL.narrowed(settings.channels(), settings.divisor)
     net = Supernet(space, len(images.classes))
     if not settings.pretrained:
+        initialize(net, settings.init)
         if settings.zero_residuals:
             zero_residuals(net)
         return net, None
@@ -66,7 +52,7 @@ def initial_nets(images, settings):
 
 
 def main(argv=None):
-    function, settings = config.command_line(__doc__, {"run": (run, config.SupernetConfig, RECIPE)}, argv)
+    function, settings = config.command_line(__doc__, {"run": (run, options.SupernetSettings, RECIPE)}, argv)
     function(settings)
 
 

@@ -79,8 +79,8 @@ def theirs(root, part, size):
 def ours(root, part, size, cache_dir=None):
     """The same with this project's views, uint8 [3, size, size]; training images kept in `cache_dir`."""
     import numpy as np
-    from resnet48 import cache, config, data, views
-    settings = config.build(config.TrainConfig, {"image_dir": root, "image_size": size, "cache_dir": cache_dir,
+    from resnet48 import cache, config, options, data, views
+    settings = config.build(options.TrainSettings, {"image_dir": root, "image_size": size, "cache_dir": cache_dir,
                                                  "train_cache": bool(cache_dir), "num_workers": 0})
     images = cache.for_training(data.load(settings), settings)
     if part == "train":

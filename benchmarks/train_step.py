@@ -29,7 +29,7 @@ def inputs(size):
     from resnet48.arch import POOL
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH[size], 3, size, size), "uint8")
-    return images, rng.integers(0, CLASSES, BATCH[size]), sampling.sandwich(POOL, 0, 0, 4)
+    return images, rng.integers(0, CLASSES, BATCH[size]), sampling.sandwich(POOL, 0, 0, 1, 4)
 
 
 def measure(way, size):
@@ -43,16 +43,16 @@ def measure(way, size):
     images, labels, archs = inputs(size)
     pixels, labels = paddle.to_tensor(images), paddle.to_tensor(labels)
     found = {"rate": common.best_rate()}
-    steps = (("full", models.ResNet48(FULL.largest(), CLASSES), objectives.standalone, [("loss", FULL.largest())]),
-             ("sandwich", models.Supernet(FULL, CLASSES), objectives.sandwich, archs))
+    steps = (("full", models.ResNet48(FULL.largest(), CLASSES), objectives.Standalone(), [("loss", FULL.largest())]),
+             ("sandwich", models.Supernet(FULL, CLASSES), objectives.InPlaceDistillation(), archs))
     for name, net, objective, trained in steps:
         net.train()
-        optimizer = optim.sgd(net, 0.9, 4e-5)
+        optimizer = optim.make_optimizer(net, weight_decay=4e-5)
         optimizer.set_lr(1e-3)
         clock = {"optimizer": float("inf")}
 
         def step():
-            objective(net, trained, data.normalize(pixels), labels)
+            objective.step(net, trained, data.normalize(pixels), labels, objectives.Gradients(net))
             started = time.perf_counter()
             optimizer.step()
             optimizer.clear_grad(set_to_zero=False)
@@ -61,7 +61,8 @@ def measure(way, size):
         found[name] = common.seconds(step, TIMES[size])
         found[f"{name} flops"] = BATCH[size] * sum(_flops(arch, size) for _, arch in trained)
     if way == "ours":
-        found["parts"] = {**_parts(lambda: objective(net, archs, data.normalize(pixels), labels), engine, layers),
+        found["parts"] = {**_parts(lambda: objective.step(net, archs, data.normalize(pixels), labels, objectives.Gradients(net)),
+                                 engine, layers),
                           "optimizer": clock["optimizer"]}
     found["rate"] = max(found["rate"], common.best_rate())
     return found

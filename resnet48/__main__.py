@@ -5,32 +5,15 @@
 """
 
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 
-from . import config, files
+from . import config, files, options
 from .arch import FULL, SPACES, ArchConfig, ArchError
-from .config import option
 from .errors import exit_on_user_error
 
 #: The setting that the word right after a command gives, so that it needs no flag.
 FIRST_WORD = {"describe": "arch", "sample": "count"}
-
-
-@dataclass
-class DescribeConfig(config.SpaceConfig):
-    arch: str = option("", "arch code, 51 digits or 52 with a leading 1")
-    image_size: int = option(224, "height and width in pixels", least=1)
-    num_classes: int = option(1000, "outputs of the classifier", least=1)
-
-
-@dataclass
-class SampleConfig:
-    count: int | None = option(None, "how many archs, all with different codes", least=1)
-    space: str = option("pool", "which subnets are sampled: pool (as published) or full", choices=tuple(SPACES))
-    seed: int = option(0, "of the random choice", least=0, most=config.MOST_SEED)
-    output: str = option("", "arch list to write, in the official JSON format")
 
 
 def describe(settings):
@@ -64,7 +47,7 @@ def main(argv=None):
     if len(argv) > 1 and argv[0] in FIRST_WORD and not argv[1].startswith("-"):
         argv.insert(1, f"--{FIRST_WORD[argv[0]]}")
     function, settings = config.command_line(__doc__.splitlines()[0], {
-        "describe": (describe, DescribeConfig, None), "sample": (sample, SampleConfig, None)}, argv)
+        "describe": (describe, options.DescribeSettings, None), "sample": (sample, options.SampleSettings, None)}, argv)
     function(settings)
 
 

@@ -155,7 +155,7 @@ class SearchSpace:
 
 FULL = SearchSpace("full")
 #: The digits that all 45,000 published archs keep to.
-POOL = SearchSpace("pool", codes=("123", "123", "123", "12345", "1234567"))
+POOL = SearchSpace("published", codes=("123", "123", "123", "12345", "1234567"))
 SPACES = {space.name: space for space in (FULL, POOL)}
 
 

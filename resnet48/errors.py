@@ -13,6 +13,13 @@ class UserError(ValueError):
     """
 
 
+class Stopped(Exception):
+    """A signal has asked to stop, and everything that was finished is kept. The message is the signal's name.
+
+    A script ends with code 0; whoever runs one thing after the other must not begin the next.
+    """
+
+
 def exit_on_user_error(main):
     """Run `main()`; print a `UserError` as one sentence on standard error and exit with code 2.
 
@@ -21,6 +28,8 @@ def exit_on_user_error(main):
     """
     try:
         return main()
+    except Stopped:
+        sys.exit(0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

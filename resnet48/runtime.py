@@ -14,7 +14,7 @@ import paddle.distributed as dist
 from tqdm import tqdm
 
 from . import machine
-from .errors import UserError
+from .errors import Stopped, UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SECONDS_BETWEEN_LINES = 10  # in a log, where a bar would be noise
@@ -194,27 +194,27 @@ def total(values):
     return summed.numpy().tolist()
 
 
-class _Stopped(BaseException):
-    """A signal has asked to stop."""
+class _Interrupt(BaseException):
+    """A signal has asked to stop; nothing that handles errors may catch it."""
 
 
 @contextlib.contextmanager
 def stoppable(farewell):
-    """A block whose finished parts are kept: a signal that asks to stop ends the program there and then, with code 0.
+    """A block whose finished parts are kept: a signal that asks to stop raises `Stopped` there and then.
 
     farewell: what to say then. A second signal gets the default treatment.
     """
     def stop(number, _frame):
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        raise _Stopped(signal.Signals(number).name)
+        raise _Interrupt(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
-    except _Stopped as stopped:
-        say(f"stopped by {stopped}: {farewell}")
-        raise SystemExit(0) from None
+    except _Interrupt as interrupt:
+        say(f"stopped by {interrupt}: {farewell}")
+        raise Stopped(str(interrupt)) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

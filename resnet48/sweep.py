@@ -36,7 +36,7 @@ def open_journal(root, digest, entries, steps, images, net, config):
     if config.fresh and runtime.ranks() > 1:
         raise UserError(f"--fresh is for one process, not for {runtime.ranks()}: delete {root} and go without it")
     order, calibration = chosen(images, config)
-    inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": config.amp,
+    inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": {"fp32": "none"}.get(config.precision, config.precision),
               "validation": cache.fingerprint(images.val, order, images.size, config.skip_bad_images),
               "calibration": cache.fingerprint(images.train, calibration, images.size, config.skip_bad_images)
               if len(calibration) else None}
@@ -73,7 +73,7 @@ def run(net, journal, steps, images, config):
         pieces = _left(journal, journal.statistics_pieces(), "statistics")
         for _ in runtime.progress(work_off(journal, pieces, measure, share), len(pieces), "statistics"):
             pass
-    dtype = {"none": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.amp]
+    dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.precision]
     weights = walk.Weights(net, kept, dtype, dense_up_to)
 
     def count(piece):

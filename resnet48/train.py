@@ -4,270 +4,306 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import paddle
 
-from . import batches, cache, checkpoint, config as settings, data, files, meter, optim, runtime, views
-from .errors import UserError
+from . import batches, cache, checkpoint, config, data, files, meter, objectives, optim, recipes, resume, runtime, views
+from .errors import Stopped, UserError
+from .options import TrainSettings
 from .precision import Precision
 
 KEEP_CHECKPOINTS = 3
-#: Settings that may change when a run is resumed: they do not change what has been trained so far.
-FREE_ON_RESUME = {"max_epoch", "resume", "save_dir", "save_freq", "save_every_steps", "log_freq", "eval_freq",
-                  "visualdl", "channels_last", "num_workers", "device", "dry_run", "pretrained", "mode",
-                  "skip_bad_images", "image_dir", "cache_dir", "truth", "limit", "archs"}
+
+Validate = Callable[[paddle.nn.Layer], dict[str, float]]
 
 
 class Diverged(UserError):
     """The loss is no longer finite."""
 
 
-def fit(net, objective, archs_of_step, roles, images, config, watch):
-    """Train `net` and return the accuracies that `watch` saw last.
+def fit(net: paddle.nn.Layer, stages: list[recipes.Stage], images: data.ImageSet, settings: TrainSettings,
+        validate: Validate | None = None) -> dict[str, float]:
+    """Train `net` by a recipe and return the accuracies that `validate` gave last.
 
-    objective: see `objectives`. archs_of_step(step): (role, arch) pairs, see `sampling`. roles: all that the losses can
-    have. images: a `data.ImageSet`.
-    watch(net): accuracies in percent by name, after each `eval_freq` epochs and at the end, or None to go without;
-    the checkpoint with the best mean is kept.
-    Writes checkpoints, config.yaml and metrics.csv to `config.save_dir`; with `config.ema` the checkpoints hold, and
-    `watch` sees, the moving average.
-    Raises `Diverged` on a loss or weights that are not finite, `SystemExit` (code 0) after a signal that asked to stop.
+    stages: of `recipes.supernet` or `recipes.standalone`. validate(net): accuracies in percent by name, after each
+    `eval_freq` epochs and at the end, or None to go without; the checkpoint with the best mean is kept.
+    Writes checkpoints, config.yaml and metrics.csv to `settings.save_dir`; with `settings.ema` the checkpoints hold,
+    and `validate` sees, the moving average.
+    Raises `Diverged` on a loss or weights that are not finite, `Stopped` after a signal that asked to stop.
     """
     with runtime.StopRequest() as stop:
-        return _fit(net, objective, archs_of_step, roles, images, config, watch, stop)
+        run = _start(net, stages, images, settings)
+        _train(run, images, settings, validate, stop)
+        if validate and not run.accuracies:  # resumed at its end, and trained without a validation before
+            run.accuracies = validate(run.kept_net)
+    if runtime.rank() == 0:
+        checkpoint.publish(run.saved, settings.save_dir)
+    if runtime.total([stop.asked])[0]:  # since the last step: whoever trains one net after the other must stop, too
+        _stop(stop, run, settings)
+    return run.accuracies
 
 
-def _fit(net, objective, archs_of_step, roles, images, config, watch, stop):
-    ranks, rank = runtime.ranks(), runtime.rank()
-    per_epoch = batches.steps_per_epoch(images, config.batch_size, ranks)
-    steps, rate_of = config.max_epoch * per_epoch, optim.schedule(config, per_epoch, ranks)
-    optimizer = optim.sgd(net, config.momentum, config.weight_decay, config.no_decay_norm,
-                          optim.clipping(config.clip_norm, config.clip_value))
-    precision = Precision(config.amp, config.amp_dtype, config.accumulate)
-    average = optim.Average(net, config.ema) if config.ema else None
-    state = {"step": 0, "best": None, "best_step": None, "accuracies": {}, "ranks": ranks, "images": len(images.train),
-             "names": images.train.names_digest(), "classes": list(images.classes),
-             "settings": dataclasses.asdict(config), "paddle": paddle.__version__}
-    state.update(_resume(net, optimizer, precision, average, state, config))
-    saved = state.pop("saved", None)
+@dataclass
+class Run:
+    """What training changes, and where it stands.
+
+    facts: what a checkpoint says of the run beside (what a resume must find unchanged). saved: the newest checkpoint.
+    """
+
+    net: paddle.nn.Layer
+    optimizer: paddle.optimizer.Optimizer
+    precision: Precision
+    ema: optim.Ema | None
+    spans: list[recipes.Span]
+    steps_per_epoch: int
+    facts: dict
+    step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    accuracies: dict = field(default_factory=dict)
+    saved: str | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.spans[-1].last
+
+    @property
+    def kept_net(self) -> paddle.nn.Layer:
+        """The net to evaluate and to publish."""
+        return self.ema.net if self.ema else self.net
+
+    def span(self, step: int) -> recipes.Span:
+        """The stage that a step (from 0) belongs to; the last one for what lies behind."""
+        return next((span for span in self.spans if step < span.last), self.spans[-1])
+
+    def state(self) -> dict:
+        """Plain data for a checkpoint."""
+        span = self.span(self.step)
+        return {"step": self.step, "best": self.best, "best_step": self.best_step, "accuracies": self.accuracies,
+                **self.facts, "scaler": self.precision.state(), "stage": span.index,
+                "objective": span.stage.objective.state()}
+
+    def load(self, found: checkpoint.Checkpoint) -> None:
+        """Go back to where a checkpoint was written."""
+        trained, optimizer_state = checkpoint.trained_weights(found)
+        checkpoint.load_weights(self.net, trained, found.path)
+        if self.ema:
+            checkpoint.load_weights(self.ema.net, found.weights, found.path)
+        optim.load_state(self.net, self.optimizer, optimizer_state)
+        self.precision.load(found.state.get("scaler"))
+        for name in ("step", "best", "best_step", "accuracies"):
+            setattr(self, name, found.state[name])
+        self.saved = found.path
+        self.span(self.step).stage.objective.load(found.state.get("objective", {}))
+
+
+def _start(net, stages, images, settings):
+    """The run where it begins or resumes; the same weights on every rank."""
+    world_size = runtime.ranks()
+    per_epoch = batches.steps_per_epoch(images, settings.batch_size, world_size)
+    optimizer = optim.make_optimizer(net, settings.optimizer, settings.momentum, settings.nesterov,
+                                     settings.weight_decay, settings.no_decay_norm,
+                                     optim.clipping(settings.clip_norm, settings.clip_value))
+    facts = {"ranks": world_size, "images": len(images.train), "names": images.train.names_digest(),
+             "classes": list(images.classes), "settings": config.as_data(settings), "paddle": paddle.__version__}
+    run = Run(net, optimizer, Precision(settings.precision), optim.Ema(net, settings.ema) if settings.ema else None,
+              recipes.in_steps(stages, settings, per_epoch, world_size), per_epoch, facts)
+    found = resume.find(net, facts, settings)
+    if found:
+        run.load(found)
+        runtime.say(f"resumed {found.path} at step {run.step}")
     runtime.same_everywhere(net.state_dict().values())
-    kept_net = average.net if average else net
-    since, vote = meter.Meter(state["step"], roles), False
-    show = _shower(config, state["step"], roles) if rank == 0 else lambda row: None
-    if rank == 0:
-        files.write_text(os.path.join(config.save_dir, "config.yaml"), settings.dump(config))
+    if runtime.rank() == 0:
+        files.write_text(os.path.join(settings.save_dir, "config.yaml"), config.dump(settings))
     runtime.say(f"training {images.name}: {len(images.train)} images of {len(images.classes)} classes, "
-                f"{images.size} px; steps {state['step']} to {steps}, {per_epoch} per epoch, "
-                f"on {ranks} process(es); images by {views.libraries()}")
+                f"{images.size} px; steps {run.step} to {run.steps}, {per_epoch} per epoch, "
+                f"on {world_size} process(es); images by {views.libraries()}")
+    return run
 
-    shown = cache.for_training(images, config)
-    taken = batches.batches(shown, state["step"], steps, config.batch_size, config.seed, rank, ranks,
-                            config.num_workers, runtime.note)
-    net.train()
+
+def _train(run, images, settings, validate, stop):
+    world_size, rank, vote = runtime.ranks(), runtime.rank(), False
+    roles = recipes.roles([span.stage for span in run.spans])
+    since, show = meter.Meter(run.step, roles), _shower(settings, run.step, roles)
+    shown = cache.for_training(images, settings)
+    taken = batches.batches(shown, run.step, run.steps, settings.batch_size, settings.seed, rank, world_size,
+                            settings.num_workers, runtime.note)
+    run.net.train()
     with batches.dead_workers_named(), contextlib.closing(taken):
-        for step in runtime.counting(state["step"], steps, "steps"):
+        for step in runtime.counting(run.step, run.steps, "steps"):
             with since.waiting():
                 pixels, labels = next(taken)
-            rate, archs = rate_of(step), archs_of_step(step)
-            optimizer.set_lr(rate)
-            losses = _gradients(objective, precision, net, archs, pixels, labels)
-            vote_before, vote = vote, runtime.average_gradients(optim.trainable(net), stop.asked)
-            with optim.unused_held(net, optimizer, archs) if config.hold_unused and archs else contextlib.nullcontext():
-                precision.step(optimizer)
-            optimizer.clear_grad(set_to_zero=False)  # absent, not zero: momentum must not move what no subnet used
-            state["step"] = done = step + 1
-            if average:
-                average.update(done)
-            since.add(losses, len(labels) * ranks)
+            span = run.span(step)
+            archs, lr = span.archs(step), span.lr(step)
+            losses = _gradients(span.stage.objective, run.precision, run.net, archs, pixels, labels,
+                                settings.accumulate)
+            vote_before, vote = vote, runtime.average_gradients(optim.trainable(run.net), stop.asked)
+            _update(run, archs if settings.freeze_unused else [], lr)
+            since.add(losses, len(labels) * world_size)
             # All ranks stop after the same step. The vote of the step before is there already, this one's is not.
-            stopping = stop.asked if ranks == 1 else bool(vote_before)
-            epoch, epoch_ends = done // per_epoch, done % per_epoch == 0
-            saving = stopping or epoch_ends and (epoch % config.save_freq == 0 or done == steps) or \
-                config.save_every_steps and done % config.save_every_steps == 0
-            if done % config.log_freq == 0 or epoch_ends or saving:
-                row = since.flush(done, per_epoch, steps, rate)
-                _require_finite(row, rate_of, config, archs_of_step)
+            stopping = stop.asked if world_size == 1 else bool(vote_before)
+            due = _due(run, settings, stopping)
+            if due.log:
+                row = since.flush(run.step, run.steps_per_epoch, run.steps, lr)
+                _require_finite(row, run, settings)
                 show(row)
-            if watch and epoch_ends and (done == steps or config.eval_freq and epoch % config.eval_freq == 0):
-                with since.paused():
-                    runtime.same_everywhere(kept_net.state_dict().values())  # running statistics: those of rank 0
-                    _watch(watch, kept_net, state, epoch)
-                    net.train()
-            if saving:
-                with since.paused():
-                    _require_finite_weights(net, done, rate, config, archs)
-                    if rank == 0:
-                        saved = checkpoint.save(config.save_dir, net, optimizer, {**state, "scaler": precision.state()},
-                                                KEEP_CHECKPOINTS, average and average.net)
+            with since.paused():
+                if due.validate and validate:
+                    _validate(run, validate)
+                if due.save:
+                    _save(run, settings)
             if stopping:
-                _stop(stop, done, steps, config)
-        if watch and not state["accuracies"]:  # resumed at its end, and trained without a watch before
-            state["accuracies"] = watch(kept_net)
-    if rank == 0:
-        checkpoint.publish(saved, config.save_dir)
-    if runtime.total([stop.asked])[0]:  # since the last step: whoever trains one net after the other must not go on
-        _stop(stop, steps, steps, config)
-    return state["accuracies"]
+                _stop(stop, run, settings)
 
 
-def _gradients(objective, precision, net, archs, pixels, labels):
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    validate: bool
+    save: bool
+
+
+def _due(run, settings, stopping):
+    epoch, rest = divmod(run.step, run.steps_per_epoch)
+    ends, epoch_ends = run.step == run.steps, rest == 0
+    save = stopping or epoch_ends and (ends or epoch % settings.save_freq == 0) or \
+        settings.save_every_steps > 0 and run.step % settings.save_every_steps == 0
+    validate = epoch_ends and (ends or settings.eval_freq > 0 and epoch % settings.eval_freq == 0)
+    return Due(save or epoch_ends or run.step % settings.log_freq == 0, validate, save)
+
+
+def _gradients(objective, precision, net, archs, pixels, labels, parts=1):
     """Leave the gradients of one step in the parameters; the losses by role, means over the parts of the batch."""
-    run, parts = precision.net(net), precision.parts
-    if parts == 1:
-        return objective(run, archs, data.normalize(pixels), labels, precision.backward)
-    losses = [objective(run, archs, data.normalize(some), theirs, precision.backward)
-              for some, theirs in zip(paddle.split(pixels, parts), paddle.split(labels, parts))]
-    return {role: sum(each[role] for each in losses) / parts for role in losses[0]}
+    gradients, forward = objectives.Gradients(net, precision.scale, parts), precision.net(net)
+    batch = [(pixels, labels)] if parts == 1 else zip(paddle.split(pixels, parts), paddle.split(labels, parts))
+    for some_pixels, some_labels in batch:
+        objective.step(forward, archs, data.normalize(some_pixels), some_labels, gradients)
+    return gradients.means()
 
 
-def _shower(config, step, roles):
-    """A function that shows a row to whoever watches, and keeps it."""
-    table = meter.Table(config.save_dir, step, roles)
-    writer = meter.visualdl_writer(config.save_dir) if config.visualdl else None
+def _update(run, used_archs, lr):
+    """One step of the optimizer. used_archs: what is used of the weights, the rest is frozen; all of it where empty."""
+    run.optimizer.set_lr(lr)
+    with optim.freeze_unused(run.net, run.optimizer, used_archs) if used_archs else contextlib.nullcontext():
+        run.precision.step(run.optimizer)
+    run.optimizer.clear_grad(set_to_zero=False)  # absent, not zero: momentum must not move what no subnet used
+    run.step += 1
+    if run.ema:
+        run.ema.update(run.step)
+
+
+def _shower(settings, step, roles):
+    """A function that shows a row to whoever watches, and keeps it; on rank 0 only."""
+    if runtime.rank() != 0:
+        return lambda row: None
+    table = meter.Table(settings.save_dir, step, roles)
+    writer = meter.visualdl_writer(settings.save_dir) if settings.visualdl else None
 
     def show(row):
         table.write(row)
         if writer:
             meter.add_to(writer, row)
-        runtime.say(meter.line(row, config.max_epoch))
+        runtime.say(meter.line(row, settings.max_epoch))
 
     return show
 
 
-def _watch(watch, net, state, epoch):
+def _validate(run, validate):
     """Evaluate, and note whether it is the best so far."""
-    state["accuracies"] = watch(net)
-    mean = float(np.mean(list(state["accuracies"].values())))
-    if state["best"] is None or mean > state["best"]:
-        state["best"], state["best_step"] = mean, state["step"]
-    runtime.say(f"epoch {epoch}: top-1 " + ", ".join(
-        f"{name} {value:.2f} %" for name, value in state["accuracies"].items()))
+    runtime.same_everywhere(run.kept_net.state_dict().values())  # running statistics: those of rank 0
+    run.accuracies = validate(run.kept_net)
+    run.net.train()
+    mean = float(np.mean(list(run.accuracies.values())))
+    if run.best is None or mean > run.best:
+        run.best, run.best_step = mean, run.step
+    runtime.say(f"epoch {run.step // run.steps_per_epoch}: top-1 " + ", ".join(
+        f"{name} {value:.2f} %" for name, value in run.accuracies.items()))
 
 
-def _stop(stop, step, steps, config):
-    farewell = "a dry run keeps nothing" if config.dry_run else \
-        f"everything is in {config.save_dir}, the same command with --resume auto goes on"
-    runtime.say(f"stopped by {stop.name} after step {step} of {steps}; {farewell}")
-    raise SystemExit(0)
+def _save(run, settings):
+    _require_finite_weights(run, settings)
+    if runtime.rank() == 0:
+        run.saved = checkpoint.save(settings.save_dir, run.net, run.optimizer, run.state(), KEEP_CHECKPOINTS,
+                                    run.ema and run.ema.net)
 
 
-def require_runnable(images, config):
+def _stop(stop, run, settings):
+    farewell = "a dry run keeps nothing" if settings.dry_run else \
+        f"everything is in {settings.save_dir}, the same command with --resume auto goes on"
+    runtime.say(f"stopped by {stop.name} after step {run.step} of {run.steps}; {farewell}")
+    raise Stopped(stop.name)
+
+
+def _require_finite(row, run, settings):
+    if row["not_finite"]:
+        step, roles = row["not_finite"]
+        raise _diverged(f"the loss ({', '.join(roles)}) is not finite at step {step}", step, run, settings)
+
+
+def _require_finite_weights(run, settings):
+    """Before they are saved: the last step may have spoiled them though its loss was still finite."""
+    bad = [name for name, value in run.net.state_dict().items() if not paddle.isfinite(value).all()]
+    if bad:
+        raise _diverged(f"the weights ({len(bad)}, such as {bad[0]}) are not finite after step {run.step}", run.step,
+                        run, settings)
+
+
+def _diverged(what, step, run, settings):
+    """step: from 1."""
+    span = run.span(step - 1)
+    codes = ", ".join(f"{role} {arch.code}" for role, arch in span.archs(step - 1))
+    last = checkpoint.newest(settings.save_dir, runtime.say)
+    return Diverged(f"{what}, at learning rate {span.lr(step - 1):.4g}{f', archs {codes}' if codes else ''}; "
+                    f"the last good checkpoint is {last.path if last else 'none'}; a lower --lr or a longer --warmup "
+                    "may help")
+
+
+# --- before a run -----------------------------------------------------------------------------------------------------
+
+def require_runnable(images: data.ImageSet, settings: TrainSettings) -> None:
     """Raise `UserError` now, before images are decoded, for a run that could not take a step or keep anything."""
-    files.require_writable(os.path.join(config.save_dir, "config.yaml"))
-    per_epoch = batches.steps_per_epoch(images, config.batch_size, runtime.ranks())
-    if config.batch_size % config.accumulate:
-        raise UserError(f"--accumulate {config.accumulate} must divide --batch_size {config.batch_size}")
-    if config.clip_norm and config.clip_value:
+    files.require_writable(os.path.join(settings.save_dir, "config.yaml"))
+    per_epoch = batches.steps_per_epoch(images, settings.batch_size, runtime.ranks())
+    if settings.batch_size % settings.accumulate:
+        raise UserError(f"--accumulate {settings.accumulate} must divide --batch_size {settings.batch_size}")
+    if settings.clip_norm and settings.clip_value:
         raise UserError("--clip_norm and --clip_value exclude each other")
-    if config.visualdl and not config.dry_run:
+    if settings.visualdl and not settings.dry_run:
         meter.require_visualdl()
-    if optim.warmup_steps(config, per_epoch) > config.max_epoch * per_epoch:
+    warmup = optim.epochs_to_steps(settings.warmup, per_epoch) if settings.warmup_steps is None else \
+        settings.warmup_steps
+    if warmup > settings.max_epoch * per_epoch:
         runtime.say("note: the warm-up is longer than the run, which never reaches its learning rate")
-    if config.amp != "none" and not paddle.device.get_device().startswith("gpu"):
-        runtime.say(f"note: --amp {config.amp} has no effect on a CPU, where Paddle computes in float32")
+    if settings.precision != "fp32" and not paddle.device.get_device().startswith("gpu"):
+        runtime.say(f"note: --precision {settings.precision} has no effect on a CPU, where Paddle computes in float32")
 
 
-def dry_run(net, objective, archs_of_step, roles, images, config, watch_of):
+def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: data.ImageSet, settings: TrainSettings,
+            validate_of: Callable[[data.ImageSet], Validate]) -> dict[str, float]:
     """Two steps, a checkpoint, a reload and one evaluation on a cut-down set, then what a real run would do.
 
-    watch_of(images): makes the `watch` of `fit` for an image set.
+    validate_of(images): makes the `validate` of `fit` for an image set.
     """
-    ranks = runtime.ranks()
-    per_epoch = batches.steps_per_epoch(images, config.batch_size, ranks)
-    few = data.cut(images, 2 * config.batch_size * ranks, config.batch_size)
+    world_size = runtime.ranks()
+    per_epoch = batches.steps_per_epoch(images, settings.batch_size, world_size)
+    few = data.cut(images, 2 * settings.batch_size * world_size, settings.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        short = dataclasses.replace(config, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
+        short = dataclasses.replace(settings, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
                                     warmup_steps=None, visualdl=False, train_cache=False)
-        accuracies = fit(net, objective, archs_of_step, roles, few, short, watch_of(few))
+        accuracies = fit(net, stages, few, short, validate_of(few))
         if runtime.rank() == 0:
             checkpoint.build(checkpoint.read(folder))
             size = sum(os.path.getsize(os.path.join(folder, name)) for name in ("final.pdparams", "final.pdopt"))
-            made = -(-config.max_epoch // config.save_freq)
-            if config.save_every_steps:
-                made += config.max_epoch * per_epoch // config.save_every_steps
+            made = -(-settings.max_epoch // settings.save_freq)
+            if settings.save_every_steps:
+                made += settings.max_epoch * per_epoch // settings.save_every_steps
             saved = min(KEEP_CHECKPOINTS + 1, made) + 1  # the newest, the best, and what is published
-            runtime.say(f"dry run passed. A real run: {config.max_epoch} epochs of {per_epoch} steps, "
-                        f"{config.max_epoch * per_epoch} steps in all, {config.batch_size * ranks} images each; up to "
-                        f"{saved} checkpoints of {size / 1e6:.1f} MB in {config.save_dir}")
+            runtime.say(f"dry run passed. A real run: {settings.max_epoch} epochs of {per_epoch} steps, "
+                        f"{settings.max_epoch * per_epoch} steps in all, {settings.batch_size * world_size} images "
+                        f"each; up to {saved} checkpoints of {size / 1e6:.1f} MB in {settings.save_dir}")
     return accuracies
-
-
-def _resume(net, optimizer, precision, average, state, config):
-    """What a checkpoint says about where the run stood; loads its weights, optimizer, loss scale and average.
-
-    1. `--resume PATH`: that checkpoint, or an error.
-    2. `--resume auto`: the newest complete checkpoint in --save_dir, if there is one.
-    3. otherwise `--pretrained`, which the script has loaded into the net already;
-    4. otherwise the initial weights.
-    """
-    if config.resume == "none":
-        if checkpoint.steps(config.save_dir):
-            raise UserError(f"{config.save_dir} holds the checkpoints of a run: --resume auto goes on with it, another "
-                            "--save_dir starts anew beside it")
-        return {}
-    found = checkpoint.newest(config.save_dir, runtime.say) if config.resume == "auto" else \
-        checkpoint.read(config.resume)
-    if found is None:
-        if checkpoint.steps(config.save_dir):  # to begin anew here would hide that something is wrong
-            raise UserError(f"none of the checkpoints in {config.save_dir} can be read; another --save_dir starts anew")
-        runtime.say(f"nothing to resume in {config.save_dir}: starting from the beginning")
-        return {}
-    if "step" not in found.state or not found.optimizer:
-        raise UserError(f"--resume {found.path}: this holds weights only; --pretrained starts from them")
-    for name, what in (("ranks", "processes"), ("classes", "classes"), ("images", "training images"),
-                       ("names", "names of the training images")):
-        was, now = found.state.get(name, state[name]), state[name]  # older runs did not note the names
-        if was != now:
-            if name == "classes":  # of maybe a thousand
-                was, now = sorted(set(was) - set(now))[:3], sorted(set(now) - set(was))[:3]
-            raise UserError(f"--resume {found.path}: the {what} have changed ({was} then, {now} now), so the run "
-                            "cannot go on exactly")
-    if checkpoint.describe(net) != found.state["net"]:
-        raise UserError(f"--resume {found.path}: this is a checkpoint of another net: {_shown(found.state['net'])}; "
-                        f"the settings ask for {_shown(checkpoint.describe(net))}")
-    before = found.state["settings"]
-    for name, value in state["settings"].items():
-        if name not in FREE_ON_RESUME and name in before and before[name] != value:
-            raise UserError(f"--resume {found.path}: --{name} was {before[name]} and is now {value}; a run can be "
-                            f"resumed with other {', '.join(sorted(FREE_ON_RESUME & before.keys()))} only")
-    inside = os.path.realpath(found.path).startswith(os.path.join(os.path.realpath(config.save_dir), ""))
-    if not inside and checkpoint.newest(config.save_dir, runtime.say):
-        raise UserError(f"--resume {found.path} lies outside --save_dir {config.save_dir}, which holds checkpoints of "
-                        "its own: --resume auto goes on with those, another --save_dir goes on from that one")
-    trained, optimizer_state = checkpoint.trained_weights(found)
-    checkpoint.load_weights(net, trained, found.path)
-    if average:
-        checkpoint.load_weights(average.net, found.weights, found.path)
-    optim.load_state(net, optimizer, optimizer_state)
-    precision.load(found.state.get("scaler"))
-    runtime.say(f"resumed {found.path} at step {found.state['step']}")
-    return {"saved": found.path, **{name: found.state[name] for name in ("step", "best", "best_step", "accuracies")}}
-
-
-def _shown(description):
-    what = description.get("arch") or ",".join(map(str, description["space"]["base_channels"])) + " wide"
-    return f"{description['kind']} {what}, {description['num_classes']} classes"
-
-
-def _require_finite(row, rate_of, config, archs_of_step):
-    if row["not_finite"]:
-        step, roles = row["not_finite"]
-        raise _diverged(f"the loss ({', '.join(roles)}) is not finite at step {step}", rate_of(step - 1), config,
-                        archs_of_step(step - 1))
-
-
-def _require_finite_weights(net, step, rate, config, archs):
-    """Before they are saved: the last step may have spoiled them though its loss was still finite."""
-    bad = [name for name, value in net.state_dict().items() if not paddle.isfinite(value).all()]
-    if bad:
-        raise _diverged(f"the weights ({len(bad)}, such as {bad[0]}) are not finite after step {step}", rate, config,
-                        archs)
-
-
-def _diverged(what, rate, config, archs):
-    codes = ", ".join(f"{role} {arch.code}" for role, arch in archs)
-    last = checkpoint.newest(config.save_dir, runtime.say)
-    return Diverged(f"{what}, at learning rate {rate:.4g}{f', archs {codes}' if codes else ''}; "
-                    f"the last good checkpoint is {last.path if last else 'none'}; a lower --lr or a longer --warmup "
-                    "may help")

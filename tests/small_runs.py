@@ -8,44 +8,56 @@ from typing import NamedTuple
 import numpy as np
 import paddle
 
-from resnet48 import checkpoint, data, objectives, sampling, train
+from resnet48 import checkpoint, data, objectives, recipes, sampling, train
 from resnet48.arch import FULL
-from resnet48.config import StandaloneConfig
+from resnet48.errors import Stopped
+from resnet48.options import StandaloneSettings
 from resnet48.models import ResNet48, Supernet
 
 SPACE = FULL.narrowed((2, 3, 4, 5), 1)
 CLASSES = ("ant", "bee", "cat")
 #: 24 images in batches of 4: 6 steps per epoch, 12 in all.
-SETTINGS = StandaloneConfig(batch_size=4, max_epoch=2, warmup=0.5, lr=1.0, weight_decay=1e-3, log_freq=2, num_workers=0,
+SETTINGS = StandaloneSettings(batch_size=4, max_epoch=2, warmup=0.5, lr=1.0, weight_decay=1e-3, log_freq=2, num_workers=0,
                             eval_freq=1, seed=3)
 STEPS, PER_EPOCH = 12, 6
 
 
 class Kind(NamedTuple):
-    """What is trained: make(num_classes) gives the net."""
+    """What is trained: make(num_classes) gives the net, archs(step) what a step trains."""
 
     make: object
     objective: object
-    archs_of_step: object
+    archs: object
     roles: tuple = ("largest", "smallest", "random")
+
+    def stages(self):
+        """The recipe of one stage."""
+        return [recipes.Stage(lambda seed, step, total_steps: self.archs(step), self.objective, self.roles)]
 
 
 def sandwich_archs(step):
-    return sampling.sandwich(SPACE, SETTINGS.seed, step, 3)
+    return sampling.sandwich(SPACE, SETTINGS.seed, step, STEPS, 3)
 
 
 def smallest_then_random(step):
     """No largest one, and at first few blocks: most parameters have no gradient for some steps."""
-    return [("random", SPACE.smallest())] if step < 4 else sampling.uniform(SPACE, SETTINGS.seed, step, 1)
+    return [("random", SPACE.smallest())] if step < 4 else sampling.uniform(SPACE, SETTINGS.seed, step, STEPS, 1)
 
 
 def uniform_teacher(images):
     return paddle.zeros([images.shape[0], len(CLASSES)])
 
 
-STANDALONE = Kind(lambda classes: ResNet48(SPACE.smallest(), classes), objectives.standalone, lambda step: [], ("loss",))
-SANDWICH = Kind(lambda classes: Supernet(SPACE, classes), objectives.sandwich, sandwich_archs)
-DEMO = Kind(lambda classes: Supernet(SPACE, classes), objectives.distil_from(uniform_teacher), smallest_then_random)
+def fixed_teacher(teacher=uniform_teacher):
+    objective = objectives.FixedTeacher()
+    objective.teacher = teacher
+    return objective
+
+
+STANDALONE = Kind(lambda classes: ResNet48(SPACE.smallest(), classes), objectives.Standalone(), lambda step: [],
+                  ("loss",))
+SANDWICH = Kind(lambda classes: Supernet(SPACE, classes), objectives.InPlaceDistillation(), sandwich_archs)
+FIXED_TEACHER = Kind(lambda classes: Supernet(SPACE, classes), fixed_teacher(), smallest_then_random)
 
 
 def images(count=24, classes=CLASSES):
@@ -57,26 +69,33 @@ def images(count=24, classes=CLASSES):
     return data.ImageSet("test images", classes, split(count), split(9), 16)
 
 
-def fit(kind, config, stop_after=None, watch=None, image_set=None, build_first=False, number=signal.SIGTERM):
+def fit(kind, settings, stop_after=None, validate=None, image_set=None, build_first=False, number=signal.SIGTERM):
     """Train in this process; returns the net's values, or None where a signal stopped it after `stop_after` steps."""
     if build_first:
         kind.make(5)
     paddle.seed(0)
     net, asked = kind.make(len(CLASSES)), []
 
-    def archs_of_step(step):
+    def archs(step):
         if step + 1 == stop_after and not asked:
             asked.append(step)
             os.kill(os.getpid(), number)
-        return kind.archs_of_step(step)
+        return kind.archs(step)
 
     try:
-        train.fit(net, kind.objective, archs_of_step, kind.roles, image_set or images(), config, watch)
-    except SystemExit as ended:
-        assert ended.code == 0 and asked
+        train.fit(net, kind._replace(archs=archs).stages(), image_set or images(), settings, validate)
+    except Stopped:
+        assert asked
         return None
     assert not asked
     return values(net)
+
+
+def losses_of_step(objective, net, archs, images, labels):
+    """Leave the gradients of one step in the net; the losses by role."""
+    gradients = objectives.Gradients(net)
+    objective.step(net, archs, images, labels, gradients)
+    return gradients.means()
 
 
 def values(net):

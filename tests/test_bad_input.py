@@ -10,7 +10,7 @@ import pytest
 from commands import NARROW, SMALL, SMALLEST, UNTIED, refusal
 
 from resnet48 import __main__ as arch_tools
-from resnet48 import config
+from resnet48 import config, options
 
 TRAINING = ("train_supernet.py", "run")
 STANDALONE = ("pretrain.py", "run", "--arch", SMALLEST)
@@ -27,11 +27,11 @@ COMMANDS = {"train_supernet run": (*TRAINING, *SMALL), "pretrain run": (*STANDAL
             "eval_supernet verify": VERIFY}
 READING_IMAGES = [words for name, words in COMMANDS.items() if name.split()[1] not in ("score", "verify")]
 TRAINING_COMMANDS = READING_IMAGES[:3]
-CONFIGS = {"train_supernet.py run": config.SupernetConfig, "pretrain.py run": config.StandaloneConfig,
-           "pretrain.py truth": config.TruthConfig, "eval_supernet.py run": config.EvalConfig,
-           "eval_supernet.py plan": config.PlanConfig, "eval_supernet.py score": config.ScoreConfig,
-           "eval_supernet.py export": config.ExportConfig, "-m resnet48 describe": arch_tools.DescribeConfig,
-           "-m resnet48 sample": arch_tools.SampleConfig}
+CONFIGS = {"train_supernet.py run": options.SupernetSettings, "pretrain.py run": options.StandaloneSettings,
+           "pretrain.py truth": options.TruthSettings, "eval_supernet.py run": options.EvalSettings,
+           "eval_supernet.py plan": options.PlanSettings, "eval_supernet.py score": options.ScoreSettings,
+           "eval_supernet.py export": options.ExportSettings, "-m resnet48 describe": options.DescribeSettings,
+           "-m resnet48 sample": options.SampleSettings}
 
 
 def short(words):
@@ -45,10 +45,10 @@ def test_sizes_below_what_makes_sense_are_refused_by_every_command(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     checked = 0
     for item in dataclasses.fields(CONFIGS[name]):
-        least, above = item.metadata["least"], item.metadata["above"]
-        for value in ([] if least is None else [least - 1, -7]) + ([] if above is None else [above, -0.5]):
+        ge, gt = item.metadata["ge"], item.metadata["gt"]
+        for value in ([] if ge is None else [ge - 1, -7]) + ([] if gt is None else [gt, -0.5]):
             words = [*name.rsplit(" ", 1), f"--{item.name}", value]
-            kind = "more than 0" if least is None else f"{least} or more"
+            kind = "more than 0" if ge is None else f"{ge} or more"
             assert refusal(words, tmp_path).startswith(f"--{item.name} must be {kind}, got -" if value < 0 else
                                                        f"--{item.name} must be {kind}, got 0")
             checked += 1
@@ -65,7 +65,16 @@ def test_sizes_below_what_makes_sense_are_refused_by_every_command(tmp_path, mon
     (("--crop_scale", 1.5), "--crop_scale must be 1 or less"),
     (("--seed", 2 ** 32), "--seed must be 4294967295 or less"),
     (("--device", "gpu"), "--device gpu, but Paddle sees no GPU here"),
-    (("--recipe", "demo"), "--recipe demo distils from the full net, so it needs --pretrained"),
+    (("--objective", "fixed_teacher"), "--objective fixed_teacher distils from the full net, so it needs --pretrained"),
+    (("--objective", "focal"), "--objective takes cross_entropy, in_place_distillation, fixed_teacher; got 'focal'"),
+    (("--objective", "cross_entropy(alpha=2)"), "--objective cross_entropy(alpha=2): there is no hyper-parameter 'alpha'; there are label_smoothing"),
+    (("--objective", "cross_entropy(label_smoothing=x)"), "--objective cross_entropy(label_smoothing=x): label_smoothing takes a value of type float, got 'x'"),
+    (("--objective", "cross_entropy(0.1)"), "--objective cross_entropy(0.1): '0.1' is not of the form key=value"),
+    (("--objective", "cross entropy"), "--objective takes a name or name(key=value, ...), got 'cross entropy'"),
+    (("--sampler", "random"), "--sampler takes uniform, sandwich; got 'random'"),
+    (("--sampler", "uniform(a=1)"), "--sampler uniform(a=1): there is no hyper-parameter 'a'; there are none"),
+    (("--stages", "two"), "--stages is a list of mappings in a YAML file, got 'two'"),
+    (("--recipe", "none"), "--recipe takes the name of a file in configs/ (demo, digits, "),
     (("--dyna_batch_size", 1), "--dyna_batch_size must be 2 or more for the sandwich rule"),
     (("--batch_size", 25), "--batch_size 25 on 1 process(es) is more than the 24 training images"),
     (("--image_dir", ""), "--image_dir is empty"), (("--pretrained", ""), "--pretrained is empty"),
@@ -93,7 +102,7 @@ def test_a_wrong_yaml_file_is_refused(here, text, sentence):
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (("train_supernet.py",), "say what to do: run"), (("pretrain.py", "rum"), "invalid choice: 'rum'"),
+    (("train_supernet.py",), "missing command: run"), (("pretrain.py", "rum"), "invalid choice: 'rum'"),
     (("eval_supernet.py", "rank"), "invalid choice: 'rank'"), (("pretrain.py", "run"), "--arch is needed"),
     (("pretrain.py", "truth"), "--archs is needed"), (("eval_supernet.py", "run"), "--checkpoint is needed"),
     (EVALUATION[:4], "--archs is needed"), (("eval_supernet.py", "plan"), "--archs is needed"),

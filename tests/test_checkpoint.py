@@ -17,7 +17,7 @@ UNTIED = "2222" + "1" + "1113000000" + "1111000000" + "1111" + "0" * 12 + "11110
 
 def saved(folder, net, step=1, keep=3, best_step=None):
     """Save `net` as after a step that has moved every weight; returns (the checkpoint's folder, the optimizer)."""
-    optimizer = optim.sgd(net, 0.9, 0.0)
+    optimizer = optim.make_optimizer(net)
     sum(parameter.sum() for parameter in optim.trainable(net)).backward()
     optimizer.set_lr(0.01)
     optimizer.step()

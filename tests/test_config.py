@@ -3,26 +3,26 @@ from dataclasses import dataclass
 
 import pytest
 
-from resnet48 import config
+from resnet48 import config, options
 from resnet48.config import option
 from resnet48.errors import UserError, exit_on_user_error
 
-CONFIGS = [kind for kind in vars(config).values() if dataclasses.is_dataclass(kind)]
+CONFIGS = [kind for kind in vars(options).values() if dataclasses.is_dataclass(kind)]
 
 
 @dataclass
-class Recipe:
+class Recipe(config.Settings):
     """One setting of every kind."""
 
     image_dir: str | None = option(None, "a folder, or none")
-    image_size: int | None = option(None, "in pixels", least=1)
-    batch_size: int = option(256, "images", least=1)
-    lr: float = option(0.1, "learning rate", above=0)
-    keep: float = option(0.5, "a fraction", least=0, most=1)
+    image_size: int | None = option(None, "in pixels", ge=1)
+    batch_size: int = option(256, "images", ge=1)
+    lr: float = option(0.1, "learning rate", gt=0)
+    keep: float = option(0.5, "a fraction", ge=0, le=1)
     save_dir: str = option("output", "a folder")
     device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
     dry_run: bool = option(False, "two steps only")
-    seed: int = option(0, "of everything random", least=0)
+    seed: int = option(0, "of everything random", ge=0)
 
 
 def run(settings):
@@ -36,7 +36,7 @@ def score(settings):
 def parse(*words, default_file=None):
     """The config that `run` with these words gives."""
     function, settings = config.command_line("A program.", {"run": (run, Recipe, default_file),
-                                                            "score": (score, config.ScoreConfig, None)},
+                                                            "score": (score, options.ScoreSettings, None)},
                                              ["run", *words])
     assert function is run
     return settings
@@ -85,10 +85,10 @@ def test_an_empty_yaml_file_changes_nothing(yaml_file):
 
 def test_the_command_chooses_the_function_and_its_settings():
     function, settings = config.command_line("A program.", {"run": (run, Recipe, None),
-                                                            "score": (score, config.ScoreConfig, None)},
+                                                            "score": (score, options.ScoreSettings, None)},
                                              ["score", "--truth", "b.json"])
     assert function is score
-    assert settings == config.ScoreConfig(truth="b.json")
+    assert settings == options.ScoreSettings(truth="b.json")
 
 
 # ---- types, the same from a flag and from YAML
@@ -159,7 +159,7 @@ def test_a_yaml_value_of_another_kind_is_refused(yaml_file, line, words):
 def test_base_channels_may_be_a_yaml_list_or_text(yaml_file):
     for text in ("[8, 16, 32, 64]", "8,16,32,64", "'8,16,32,64'"):
         path = yaml_file(f"base_channels: {text}\n")
-        _, settings = config.command_line("A program.", {"run": (run, config.SupernetConfig, None)},
+        _, settings = config.command_line("A program.", {"run": (run, options.SupernetSettings, None)},
                                           ["run", "--config", path])
         assert settings.channels() == (8, 16, 32, 64)
 
@@ -167,7 +167,7 @@ def test_base_channels_may_be_a_yaml_list_or_text(yaml_file):
 @pytest.mark.parametrize("text", ["8,16,x,64", "8;16", "", "8,,16,32"])
 def test_base_channels_that_are_not_numbers_are_refused(text):
     with pytest.raises(UserError, match="--base_channels takes four whole numbers"):
-        config.SpaceConfig(base_channels=text).channels()
+        options.SpaceSettings(base_channels=text).channels()
 
 
 # ---- names
@@ -193,8 +193,8 @@ def test_an_unknown_yaml_key_names_the_file_and_the_nearest(yaml_file):
 
 
 def test_a_missing_or_unknown_command_names_those_there_are():
-    commands = {"run": (run, Recipe, None), "score": (score, config.ScoreConfig, None)}
-    with pytest.raises(UserError, match="say what to do: run, score"):
+    commands = {"run": (run, Recipe, None), "score": (score, options.ScoreSettings, None)}
+    with pytest.raises(UserError, match="missing command: run, score"):
         config.command_line("A program.", commands, [])
     with pytest.raises(UserError, match="invalid choice: 'rnu' .choose from '?run'?, '?score"):
         config.command_line("A program.", commands, ["rnu"])
@@ -223,8 +223,8 @@ def test_a_missing_yaml_file_is_refused_by_name(tmp_path):
 
 def test_require_names_the_missing_setting_and_what_it_is():
     with pytest.raises(UserError, match="^--archs is needed: arch list in the official JSON format$"):
-        config.require(config.EvalConfig(checkpoint="run"), "checkpoint", "archs")
-    config.require(config.EvalConfig(checkpoint="run", archs="list.json"), "checkpoint", "archs")
+        config.require(options.EvalSettings(checkpoint="run"), "checkpoint", "archs")
+    config.require(options.EvalSettings(checkpoint="run", archs="list.json"), "checkpoint", "archs")
 
 
 # ---- printing
@@ -255,9 +255,9 @@ def test_the_help_explains_every_setting_and_its_default(capsys, monkeypatch, ki
     for item in dataclasses.fields(kind):
         text = shown.pop(item.name)
         assert item.metadata["help"] in text
-        if item.default not in (None, "") and not isinstance(item.default, bool):
+        if item.default not in (None, "", ()) and not isinstance(item.default, bool):
             assert text.endswith(f"[{item.default}]")
-    assert set(shown) == {"config"}
+    assert set(shown) == {"config", *["recipe"] * kind.recipes}
 
 
 def test_a_user_error_ends_a_program_with_one_sentence_and_code_2(capsys):
@@ -269,4 +269,4 @@ def test_a_user_error_ends_a_program_with_one_sentence_and_code_2(capsys):
 
 @pytest.mark.parametrize("value, expected", [("auto", None), ("none", None), ("16", 16)])
 def test_what_is_chosen_automatically_when_left_out_can_be_asked_for_by_name(value, expected):
-    assert config.build(config.EvalConfig, {"chunk": value}).chunk == expected
+    assert config.build(options.EvalSettings, {"chunk": value}).chunk == expected

@@ -4,7 +4,7 @@ import pytest
 from small_runs import SPACE, images, same, values
 
 from resnet48 import data, evaluate, layers, runtime
-from resnet48.config import TrainConfig
+from resnet48.options import TrainSettings
 from resnet48.models import Supernet, extract
 
 
@@ -28,7 +28,7 @@ def labels(count=12, classes=7):
 
 
 def config(seed=0, calib_images=9):
-    return TrainConfig(seed=seed, calib_images=calib_images, num_workers=0, batch_size=4)
+    return TrainSettings(seed=seed, calib_images=calib_images, num_workers=0, batch_size=4)
 
 
 # ---- calibration

@@ -170,10 +170,10 @@ def test_a_list_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
     (["sample", "0", "--output", "list.json"], "--count must be 1 or more, got 0"),
     (["sample", "many", "--output", "list.json"], "--count takes a whole number, got 'many'"),
     (["sample", "5"], "--output is needed: "),
-    (["sample", "5", "--space", "all", "--output", "list.json"], "--space takes full, pool; got 'all'"),
+    (["sample", "5", "--space", "all", "--output", "list.json"], "--space takes published, full; got 'all'"),
     (["sample", "5", "--sead", "1", "--output", "list.json"], "unknown flag --sead; the nearest is --seed"),
     (["sample", "5", "--output", os.path.join(__file__, "list.json")], "cannot write "),
-    ([], "say what to do: describe, sample"),
+    ([], "missing command: describe, sample"),
 ])
 def test_wrong_words_are_refused_in_one_sentence_and_nothing_is_written(tmp_path, monkeypatch, words, sentence):
     monkeypatch.chdir(tmp_path)

@@ -6,10 +6,10 @@ import types
 import numpy as np
 import paddle
 import pytest
-from small_runs import (DEMO, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, checkpoints, fit, images,
-                        newest, same, table, values)
+from small_runs import (FIXED_TEACHER, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, checkpoints, fit,
+                        images, losses_of_step, newest, same, table, values)
 
-from resnet48 import checkpoint, objectives, optim, train
+from resnet48 import checkpoint, objectives, optim, recipes, train
 from resnet48.errors import UserError
 from resnet48.models import ResNet48, Supernet, leading_sizes
 from resnet48.precision import Precision
@@ -38,7 +38,7 @@ def test_a_batch_in_parts_gives_the_gradients_and_losses_of_the_whole(kind):
     net.eval()  # in training mode each part has batch-norm statistics of its own
     found = []
     for parts in (1, 2, 8):
-        losses = train._gradients(kind.objective, Precision(parts=parts), net, kind.archs_of_step(0), *batch())
+        losses = train._gradients(kind.objective, Precision(), net, kind.archs(0), *batch(), parts)
         found.append((gradients(net), {role: float(loss) for role, loss in losses.items()}))
         for parameter in optim.trainable(net):
             parameter.clear_gradient(False)
@@ -55,7 +55,8 @@ def test_parts_must_divide_the_batch(tmp_path):
 
 # ---- what the gradients are made from and what is done to them
 
-@pytest.mark.parametrize("objective, archs", [(objectives.standalone, 0), (objectives.sandwich, 1)])
+@pytest.mark.parametrize("objective, archs", [(objectives.Standalone, 0), (objectives.InPlaceDistillation, 1),
+                                              (objectives.CrossEntropy, 1)])
 def test_label_smoothing_spreads_part_of_the_label_over_all_classes(objective, archs):
     paddle.seed(0)
     net = Supernet(SPACE, 3) if archs else ResNet48(SPACE.smallest(), 3)
@@ -65,7 +66,7 @@ def test_label_smoothing_spreads_part_of_the_label_over_all_classes(objective, a
     chosen = [("largest", SPACE.largest())][:archs]
     logs = paddle.nn.functional.log_softmax(net(arguments[0], *[arch for _, arch in chosen])).numpy()
     right = logs[np.arange(8), labels.numpy()]
-    loss = objective(net, chosen, *arguments, label_smoothing=0.3)["largest" if archs else "loss"]
+    loss = losses_of_step(objective(label_smoothing=0.3), net, chosen, *arguments)["largest" if archs else "loss"]
     assert float(loss) == pytest.approx(float(-(0.7 * right + 0.3 * logs.mean(axis=1)).mean()), rel=1e-4)
 
 
@@ -74,7 +75,7 @@ def stepped(weights, gradient, **arguments):
     layer = paddle.nn.Linear(2, 2)
     layer.weight.set_value(np.array(weights, "float32"))
     layer.bias.set_value(np.array([1.0, 1.0], "float32"))
-    optimizer = optim.sgd(layer, 0.9, **arguments)
+    optimizer = optim.make_optimizer(layer, **arguments)
     optimizer.set_lr(1.0)
     ((layer.weight * paddle.to_tensor(np.array(gradient, "float32"))).sum() + layer.bias.sum() * 0).backward()
     optimizer.step()
@@ -117,30 +118,31 @@ def test_leading_sizes_are_those_of_the_subnet_alone(rng):
 
 
 def step_of(net, optimizer, archs, held):
-    objectives.distil_from(lambda x: paddle.zeros([8, 3]))(net, archs, batch()[0].astype("float32") / 255, batch()[1])
+    losses_of_step(FIXED_TEACHER.objective, net, archs, batch()[0].astype("float32") / 255, batch()[1])
     optimizer.set_lr(0.1)
     if held:
-        with optim.unused_held(net, optimizer, archs):
+        with optim.freeze_unused(net, optimizer, archs):
             optimizer.step()
     else:
         optimizer.step()
     optimizer.clear_grad(set_to_zero=False)
 
 
-def test_held_weights_and_their_momentum_stay_and_the_used_ones_move_as_ever():
+@pytest.mark.parametrize("name, states", [("sgd", ["velocity_0"]), ("adamw", ["moment1_0", "moment2_0"])])
+def test_frozen_weights_and_their_momentum_stay_and_the_used_ones_move_as_ever(name, states):
     archs = [("random", SPACE.smallest())]
-    used, found = leading_sizes(archs[0][1]), {}
+    used, found, optimizer_name = leading_sizes(archs[0][1]), {}, name
     for held in (False, True):
         paddle.seed(0)
         net = Supernet(SPACE, 3)
-        optimizer = optim.sgd(net, 0.9, 0.1)
+        optimizer = optim.make_optimizer(net, optimizer_name, weight_decay=0.1)
         step_of(net, optimizer, [("largest", SPACE.largest())], held)  # gives everything momentum
         before = {**values(net), **optim.state_by_name(net, optimizer)}
         step_of(net, optimizer, archs, held)
         found[held] = {**values(net), **optim.state_by_name(net, optimizer)}
     moved = 0
     for name, size in used.items():
-        for key in (name, f"{name}/velocity_0"):
+        for key in (name, *(f"{name}/{state}" for state in states)):
             part = tuple(map(slice, size))
             assert np.array_equal(found[True][key][part], found[False][key][part]), key
             rest = np.ones(before[key].shape, bool)
@@ -155,15 +157,16 @@ def test_held_weights_and_their_momentum_stay_and_the_used_ones_move_as_ever():
 def test_the_average_is_what_is_kept_watched_and_published(tmp_path):
     steps, watched = [], []
 
-    def objective(net, *rest):
-        steps.append(values(net))  # before this step, so after the one before
-        return STANDALONE.objective(net, *rest)
+    class Noting(objectives.Standalone):
+        def step(self, net, *rest):
+            steps.append(values(net))  # before this step, so after the one before
+            super().step(net, *rest)
 
-    def watch(net):
+    def validate(net):
         watched.append(values(net))
         return {"val": 1.0}
 
-    trained = fit(STANDALONE._replace(objective=objective), settings(tmp_path, ema=0.6), watch=watch)
+    trained = fit(STANDALONE._replace(objective=Noting()), settings(tmp_path, ema=0.6), validate=validate)
     average = steps[0]
     for step, after in enumerate([*steps[1:], trained], 1):
         decay = min(0.6, (1 + step) / (10 + step))
@@ -178,17 +181,22 @@ def test_the_average_is_what_is_kept_watched_and_published(tmp_path):
 
 # ---- the schedule
 
-def test_a_staircase_falls_by_its_factor_after_a_warm_up():
-    rates = [optim.staircase(step, 1.0, 4, 0.1, 2) for step in range(10)]
+def test_a_step_schedule_falls_by_its_factor_after_a_warm_up():
+    rates = [optim.step_decay(step, 1.0, 4, 0.1, 2) for step in range(10)]
     assert rates == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
 
+def lr_of(settings, per_epoch, world_size):
+    (span,) = recipes.in_steps(STANDALONE.stages(), settings, per_epoch, world_size)
+    return span.lr
+
+
 def test_the_schedule_is_what_the_settings_say():
-    step = optim.schedule(settings("", schedule="step", decay_epochs=1.5, decay_rate=0.5, warmup=0.5), 4, 2)
-    base = optim.base_rate(SETTINGS.lr, SETTINGS.batch_size, 2)
+    step = lr_of(settings("", schedule="step", decay_epochs=1.5, decay_rate=0.5, warmup=0.5), 4, 2)
+    base = optim.scaled_lr(SETTINGS.lr, SETTINGS.batch_size, 2)
     assert [step(n) / base for n in range(8)] == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.5, 0.5])
-    cosine = optim.schedule(settings("", warmup_steps=3), 4, 1)
-    assert [cosine(n) for n in range(8)] == [optim.cosine(n, optim.base_rate(1.0, 4, 1), 8, 3) for n in range(8)]
+    cosine = lr_of(settings("", warmup_steps=3), 4, 1)
+    assert [cosine(n) for n in range(8)] == [optim.cosine(n, optim.scaled_lr(1.0, 4, 1), 8, 3) for n in range(8)]
 
 
 def test_a_warm_up_longer_than_the_run_is_noted(tmp_path, capsys):
@@ -200,11 +208,11 @@ def test_a_warm_up_longer_than_the_run_is_noted(tmp_path, capsys):
 
 # ---- the loop with all of it
 
-EVERYTHING = dict(ema=0.9, accumulate=2, clip_norm=0.5, no_decay_norm=True, hold_unused=True, schedule="step",
+EVERYTHING = dict(ema=0.9, accumulate=2, clip_norm=0.5, no_decay_norm=True, freeze_unused=True, schedule="step",
                   decay_epochs=0.5, warmup_steps=2, label_smoothing=0.1, save_every_steps=5)
 
 
-@pytest.mark.parametrize("kind", [SANDWICH, DEMO], ids=["sandwich", "demo"])
+@pytest.mark.parametrize("kind", [SANDWICH, FIXED_TEACHER], ids=["sandwich", "fixed teacher"])
 def test_a_run_with_every_option_resumes_bit_for_bit(tmp_path, kind):
     through = fit(kind, settings(tmp_path / "through", **EVERYTHING))
     config = settings(tmp_path / "parts", num_workers=1, **EVERYTHING)
@@ -222,9 +230,9 @@ def test_checkpoints_come_every_so_many_steps_too(tmp_path):
 
 def test_mixed_precision_changes_nothing_on_a_cpu_and_says_so(tmp_path, capsys):
     plain = fit(STANDALONE, settings(tmp_path / "plain"))
-    mixed = settings(tmp_path / "mixed", amp="O1", amp_dtype="fp16")
+    mixed = settings(tmp_path / "mixed", precision="fp16")
     train.require_runnable(images(), mixed)
-    assert "note: --amp O1 has no effect on a CPU" in capsys.readouterr().out
+    assert "note: --precision fp16 has no effect on a CPU" in capsys.readouterr().out
     assert same(fit(STANDALONE, mixed), plain)
 
 
@@ -258,21 +266,21 @@ def test_half_precision_on_a_gpu_scales_its_losses_and_a_checkpoint_keeps_the_sc
     monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
     monkeypatch.setattr(paddle.amp, "GradScaler", EightfoldScaler)
     found = []
-    for precision in (Precision(parts=2), Precision("O1", "bf16", 2), Precision("O1", "fp16", 2)):
+    for precision in map(Precision, ("fp32", "bf16", "fp16")):
         paddle.seed(0)
         net = Supernet(SPACE, 3)
-        optimizer = optim.sgd(net, 0.9, 0.0)
+        optimizer = optim.make_optimizer(net, weight_decay=0.0)
         optimizer.set_lr(0.1)
-        train._gradients(objectives.sandwich, precision, net, SANDWICH.archs_of_step(0), *batch())
+        train._gradients(SANDWICH.objective, precision, net, SANDWICH.archs(0), *batch(), 2)
         precision.step(optimizer)
         found.append(values(net))
     for other in found[1:]:
         assert all(other[name] == pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in found[0].items())
-    assert Precision("O1", "bf16").state() == {}
+    assert Precision("bf16").state() == {}
     state = json.loads(json.dumps(precision.state()))
     assert state == {"scale": [8.0], "incr_count": 1}
     state["scale"] = [32.0]
-    again = Precision("O1", "fp16")
+    again = Precision("fp16")
     again.load(state)
     assert again.state() == state
 

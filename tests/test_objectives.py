@@ -2,6 +2,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from small_runs import fixed_teacher, losses_of_step
 
 from resnet48 import objectives, optim
 from resnet48.evaluate import calibrate_alone
@@ -68,11 +69,11 @@ def test_the_gradients_of_a_sandwich_step_are_those_of_the_summed_loss(supernet,
     teacher = probabilities(logits[0].numpy())
     total = cross_entropy(logits[0], labels) + sum(distillation(each, teacher) for each in logits[1:])
     expected = paddle.grad(total, optim.trainable(supernet), allow_unused=True)
-    objectives.sandwich(supernet, archs, images, labels)
+    losses_of_step(objectives.InPlaceDistillation(), supernet, archs, images, labels)
     assert_same_gradients(left_gradients(supernet), expected)
 
 
-def test_the_gradients_of_a_demo_step_are_those_of_the_summed_loss(supernet, narrow, rng):
+def test_the_gradients_of_a_fixed_teacher_step_are_those_of_the_summed_loss(supernet, narrow, rng):
     (images, labels), teacher = batch(), ResNet48(narrow.largest(), 5)
     archs = [("random", narrow.sample(rng)), ("random", narrow.sample(rng))]
     teacher.eval()
@@ -81,16 +82,25 @@ def test_the_gradients_of_a_demo_step_are_those_of_the_summed_loss(supernet, nar
     logits = [supernet(images, arch, norm=batch_norm) for _, arch in archs]
     total = sum(cross_entropy(each, labels) + distillation(each, target) for each in logits)
     expected = paddle.grad(total, optim.trainable(supernet), allow_unused=True)
-    objectives.distil_from(teacher)(supernet, archs, images, labels)
+    losses_of_step(fixed_teacher(teacher), supernet, archs, images, labels)
     assert_same_gradients(left_gradients(supernet), expected)
     assert all(gradient is None for gradient in left_gradients(teacher))
+
+
+def test_the_gradients_of_a_cross_entropy_step_are_those_of_the_summed_loss_with_every_arch_alike(supernet, narrow, rng):
+    (images, labels), archs = batch(), sandwich_archs(narrow, rng)
+    total = sum(cross_entropy(supernet(images, arch, norm=batch_norm), labels) for _, arch in archs)
+    expected = paddle.grad(total, optim.trainable(supernet), allow_unused=True)
+    losses = losses_of_step(objectives.CrossEntropy(), supernet, archs, images, labels)
+    assert list(losses) == ["largest", "smallest", "random"]
+    assert_same_gradients(left_gradients(supernet), expected)
 
 
 def test_the_gradients_of_a_standalone_step_are_those_of_cross_entropy(narrow):
     (images, labels), net = batch(), ResNet48(narrow.smallest(), 5)
     loss = cross_entropy(net(images, norm=batch_norm), labels)
     expected = paddle.grad(loss, optim.trainable(net))
-    losses = objectives.standalone(net, [], images, labels)
+    losses = losses_of_step(objectives.Standalone(), net, [], images, labels)
     assert losses.keys() == {"loss"} and np.isclose(float(losses["loss"]), float(loss), rtol=1e-5)
     assert_same_gradients(left_gradients(net), expected)
 
@@ -103,7 +113,8 @@ def test_the_fixed_teacher_runs_once_per_step_whatever_the_number_of_subnets(sup
         assert given is images
         return paddle.zeros([2, 5])
 
-    objectives.distil_from(teacher)(supernet, [("random", narrow.sample(rng)) for _ in range(3)], images, labels)
+    archs = [("random", narrow.sample(rng)) for _ in range(3)]
+    losses_of_step(fixed_teacher(teacher), supernet, archs, images, labels)
     assert calls == [False]
 
 
@@ -121,7 +132,7 @@ def test_soft_cross_entropy_gives_the_student_its_gradient_and_the_teacher_none(
 
 def test_losses_come_by_role_as_means_and_hold_no_graph(supernet, narrow, rng):
     (images, labels), archs = batch(), sandwich_archs(narrow, rng)
-    losses = objectives.sandwich(supernet, archs, images, labels)
+    losses = losses_of_step(objectives.InPlaceDistillation(), supernet, archs, images, labels)
     logits = [supernet(images, arch, norm=batch_norm) for _, arch in archs]
     teacher = probabilities(logits[0].numpy())
     expected = [float(distillation(each, teacher)) for each in logits]
@@ -130,3 +141,50 @@ def test_losses_come_by_role_as_means_and_hold_no_graph(supernet, narrow, rng):
     assert np.isclose(float(losses["smallest"]), expected[1], rtol=1e-4)
     assert np.isclose(float(losses["random"]), (expected[2] + expected[3]) / 2, rtol=1e-4)
     assert all(loss.stop_gradient for loss in losses.values())
+
+
+# ---- what an objective can be made of
+
+def test_one_loss_may_join_the_graphs_of_several_subnets(supernet, narrow):
+    """As a ranking loss does, which compares the losses of two."""
+    (images, labels), pair = batch(), [narrow.largest(), narrow.smallest()]
+    supernet.eval()
+
+    def difference():
+        one, other = (cross_entropy(supernet(images, arch), labels) for arch in pair)
+        return F.relu(one - other + 5)
+
+    expected = paddle.grad(difference(), optim.trainable(supernet), allow_unused=True)
+    gradients = objectives.Gradients(supernet)
+    gradients.add("ranking", difference())
+    assert_same_gradients(left_gradients(supernet), expected)
+    assert list(gradients.means()) == ["ranking"]
+
+
+def test_gradients_of_single_subnets_can_be_looked_at_changed_and_put_back(supernet, narrow):
+    """As conflict-aware methods do."""
+    (images, labels), pair = batch(), [narrow.largest(), narrow.smallest()]
+    supernet.eval()
+
+    def loss(arch):
+        return cross_entropy(supernet(images, arch), labels)
+
+    gradients = objectives.Gradients(supernet, parts=2)
+    gradients.add("largest", loss(pair[0]))
+    before = [None if each is None else each.clone() for each in left_gradients(supernet)]
+    alone = gradients.of(loss(pair[1]))
+    assert_same_gradients(left_gradients(supernet), before)  # nothing was added
+    expected = paddle.grad(loss(pair[1]) / 2, optim.trainable(supernet), allow_unused=True)
+    assert_same_gradients(alone, expected)
+    gradients.put([None if each is None else 3 * each for each in alone])
+    total = [one if other is None else one + 3 * other for one, other in zip(before, expected)]
+    assert_same_gradients(left_gradients(supernet), total)
+
+
+def test_gradients_are_put_where_there_were_none(narrow):
+    net = ResNet48(narrow.smallest(), 5)
+    gradients = objectives.Gradients(net)
+    alone = gradients.of(cross_entropy(net(batch()[0]), batch()[1]))
+    assert all(each is None for each in left_gradients(net))
+    gradients.put(alone)
+    assert_same_gradients(left_gradients(net), alone)

@@ -4,14 +4,14 @@ import re
 import shutil
 
 import pytest
-from small_runs import (CLASSES, DEMO, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, checkpoints, content, fit,
+from small_runs import (CLASSES, FIXED_TEACHER, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, checkpoints, content, fit,
                         images, newest, same, table)
 
 from resnet48 import checkpoint
 from resnet48.errors import UserError
 from resnet48.models import ResNet48
 
-KINDS = {"standalone": STANDALONE, "sandwich": SANDWICH, "subnets that leave blocks out": DEMO}
+KINDS = {"standalone": STANDALONE, "sandwich": SANDWICH, "subnets that leave blocks out": FIXED_TEACHER}
 
 
 def settings(folder):
@@ -69,19 +69,19 @@ def test_a_checkpoint_of_another_run_is_not_mixed_into_a_folder_that_holds_one(t
 def test_the_best_accuracy_is_remembered(tmp_path):
     config = dataclasses.replace(settings(tmp_path), max_epoch=3)
     accuracies = iter([70.0, 60.0, 50.0])
-    assert fit(STANDALONE, config, stop_after=8, watch=lambda net: {"val": next(accuracies)}) is None
-    fit(STANDALONE, config, watch=lambda net: {"val": next(accuracies)})
+    assert fit(STANDALONE, config, stop_after=8, validate=lambda net: {"val": next(accuracies)}) is None
+    fit(STANDALONE, config, validate=lambda net: {"val": next(accuracies)})
     assert (newest(tmp_path).state["best"], newest(tmp_path).state["best_step"]) == (70.0, 6)
 
 
 def test_a_finished_run_is_not_trained_again_and_still_knows_its_accuracies(tmp_path):
-    through = fit(STANDALONE, settings(tmp_path), watch=lambda net: {"val": 50.0})
+    through = fit(STANDALONE, settings(tmp_path), validate=lambda net: {"val": 50.0})
     before = content(tmp_path)
 
-    def watch(net):
+    def validate(net):
         raise AssertionError("it was evaluated again")
 
-    assert same(fit(STANDALONE, settings(tmp_path), watch=watch), through)
+    assert same(fit(STANDALONE, settings(tmp_path), validate=validate), through)
     assert content(tmp_path) == before
 
 

@@ -10,7 +10,7 @@ from commands import image_folder
 
 from resnet48 import data, evaluate, runtime, sweep, tree, walk
 from resnet48.arch import FULL, POOL, ArchConfig
-from resnet48.config import EvalConfig
+from resnet48.options import EvalSettings
 from resnet48.errors import UserError
 from resnet48.journal import Journal
 from resnet48.models import Supernet
@@ -73,18 +73,18 @@ def archs_of(space, kind):
 
 def evaluated(root, net, archs, images, digest="weights", **settings):
     """Counts and number of images of an evaluation over the tree, below `root`."""
-    config = EvalConfig(**{"calib_images": 28, "chunk": 32, **settings})
+    config = EvalSettings(**{"calib_images": 28, "chunk": 32, **settings})
     journal = opened(root, net, archs, images, digest, config)
     return sweep.run(net, journal, tree.walk(archs), images, config)
 
 
-def opened(root, net, archs, images, digest="weights", config=EvalConfig(calib_images=28, chunk=32)):
+def opened(root, net, archs, images, digest="weights", config=EvalSettings(calib_images=28, chunk=32)):
     entries = [Entry(f"arch{place}", arch.code, arch) for place, arch in enumerate(archs)]
     return sweep.open_journal(str(root), digest, entries, tree.walk(archs), images, net, config)
 
 
 def one_by_one(net, archs, images, **settings):
-    return sweep.counts_one_by_one(net, archs, images, EvalConfig(**{"calib_images": 28, **settings}))
+    return sweep.counts_one_by_one(net, archs, images, EvalSettings(**{"calib_images": 28, **settings}))
 
 
 def assert_same(found, expected):
@@ -138,7 +138,7 @@ def test_unreadable_images_are_left_out_of_both(tmp_path, net):
 # ---- what pieces are named by
 
 def load(folder, size=32):
-    return data.load(EvalConfig(image_dir=str(folder), image_size=size))
+    return data.load(EvalSettings(image_dir=str(folder), image_size=size))
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +148,14 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("change, differs", [
     ({"digest": "others"}, "weights"), ({"archs": 2}, ""), ({"size": 28}, "calibration image_size validation"),
-    ({"calib_images": 27}, "calibration"), ({"calib_images": 0}, "calibration"), ({"amp": "fp16"}, "amp"),
+    ({"calib_images": 27}, "calibration"), ({"calib_images": 0}, "calibration"), ({"precision": "fp16"}, "amp"),
     ({"seed": 1}, "calibration validation"), ({"val_images": 20}, "validation"),
     ({"skip_bad_images": True}, "calibration validation"), ({"space": POOL.narrowed(WIDTHS, 2)}, "space")])
 def test_a_changed_input_uses_no_piece_of_another_evaluation(tmp_path, folder, net, change, differs):
     archs, images = archs_of(SPACES["pool"], "random")[:3], load(folder)
     before = opened(tmp_path, net, archs, images)
-    config = EvalConfig(**{"calib_images": 28, "chunk": 32, **{name: value for name, value in change.items()
-                                                               if name in EvalConfig.__dataclass_fields__}})
+    config = EvalSettings(**{"calib_images": 28, "chunk": 32, **{name: value for name, value in change.items()
+                                                               if name in EvalSettings.__dataclass_fields__}})
     changed = opened(tmp_path, supernet(change["space"]) if "space" in change else net, archs[:change.get("archs", 3)],
                      load(folder, change.get("size", 32)), change.get("digest", "weights"), config)
     assert changed.folder != before.folder
@@ -168,7 +168,7 @@ def test_a_changed_input_uses_no_piece_of_another_evaluation(tmp_path, folder, n
 def test_a_changed_image_uses_no_piece_of_another_evaluation(tmp_path, folder, net, part, aspect):
     archs, copy = archs_of(SPACES["pool"], "random")[:3], tmp_path / "copy"
     shutil.copytree(folder, copy)
-    config = EvalConfig(calib_images=1000)
+    config = EvalSettings(calib_images=1000)
     before, path = opened(tmp_path, net, archs, load(copy), config=config), copy / part
     times = path.stat()
     if aspect == "size":
@@ -185,7 +185,7 @@ def test_a_changed_image_uses_no_piece_of_another_evaluation(tmp_path, folder, n
 def test_what_the_counts_do_not_depend_on_finds_the_same_pieces(tmp_path, folder, net):
     archs = archs_of(SPACES["pool"], "random")[:3]
     before = opened(tmp_path, net, archs, load(folder))
-    other = EvalConfig(calib_images=28, chunk=4, num_workers=0, cache_dir=str(tmp_path / "cache"), output="other.json",
+    other = EvalSettings(calib_images=28, chunk=4, num_workers=0, cache_dir=str(tmp_path / "cache"), output="other.json",
                        batch_size=3, device="cpu")
     again = opened(tmp_path, net, archs, load(folder), config=other)
     assert (again.folder, again.plan) == (before.folder, before.plan)
@@ -286,7 +286,7 @@ def test_what_is_there_so_far_is_right_on_the_images_it_rests_on(images, net, do
     os.unlink(journal.path(journal.counts_pieces((32, 64))[1]))
     found, total = journal.counts()
     assert total == 32 + 26
-    order, _ = sweep.chosen(images, EvalConfig())
+    order, _ = sweep.chosen(images, EvalSettings())
     order = np.r_[order[:32], order[64:]]
     seen = data.Split(images.val.images[order], images.val.labels[order])
     part = data.ImageSet("part", images.classes, images.train, seen, 32)

@@ -18,26 +18,28 @@ def settings(folder):
 
 
 def spoiled(kind, at, spoil):
-    """The same kind, but spoil(net, losses) at step `at` (from 1), after the backward pass."""
+    """The same kind, but spoil(net, gradients) at step `at` (from 1), after the backward pass."""
     calls = []
 
-    def objective(*arguments):
-        losses = kind.objective(*arguments)
-        calls.append(None)
-        return spoil(arguments[0], losses) if len(calls) == at else losses
+    class Spoiled(type(kind.objective)):
+        def step(self, net, archs, images, labels, gradients):
+            super().step(net, archs, images, labels, gradients)
+            calls.append(None)
+            if len(calls) == at:
+                spoil(net, gradients)
 
-    return kind._replace(objective=objective)
-
-
-def nan_loss(_net, losses):
-    return {role: loss * float("nan") for role, loss in losses.items()}
+    return kind._replace(objective=Spoiled())
 
 
-def infinite_gradients(net, losses):
+def nan_loss(_net, gradients):
+    for role in gradients.means():
+        gradients.note(role, paddle.to_tensor(float("nan")))
+
+
+def infinite_gradients(net, _gradients):
     for parameter in optim.trainable(net):
         if parameter.grad is not None:
             paddle.assign(paddle.full_like(parameter.grad, float("inf")), parameter.grad)
-    return losses
 
 
 # ---- what a run leaves behind
@@ -51,7 +53,7 @@ def test_a_run_leaves_checkpoints_its_settings_its_metrics_and_the_official_file
     found = checkpoint.read(str(tmp_path / "final.pdparams"))
     assert same(found.weights, trained) and found.state["step"] == STEPS
     state = newest(tmp_path).state
-    assert state["settings"] == dataclasses.asdict(settings(tmp_path))
+    assert state["settings"] == config.as_data(settings(tmp_path))
     assert (state["classes"], state["images"], state["ranks"]) == (list(CLASSES), 24, 1)
 
 
@@ -69,7 +71,7 @@ def test_metrics_show_the_scheduled_rate_the_epoch_and_the_losses_by_role(tmp_pa
     assert [int(row["step"]) for row in rows] == [2, 4, 6, 8, 10, 12]
     for row in rows:
         step = int(row["step"])
-        rate = optim.cosine(step - 1, optim.base_rate(SETTINGS.lr, SETTINGS.batch_size, 1), STEPS, 3)
+        rate = optim.cosine(step - 1, optim.scaled_lr(SETTINGS.lr, SETTINGS.batch_size, 1), STEPS, 3)
         assert float(row["lr"]) == pytest.approx(rate, rel=1e-4, abs=1e-9)
         assert float(row["epoch"]) == pytest.approx(step / PER_EPOCH, rel=1e-4)
         assert all(0 < float(row[f"loss_{role}"]) < 10 for role in ("largest", "smallest", "random"))
@@ -78,11 +80,12 @@ def test_metrics_show_the_scheduled_rate_the_epoch_and_the_losses_by_role(tmp_pa
 def test_a_row_holds_the_mean_of_the_losses_since_the_row_before(tmp_path):
     losses = []
 
-    def objective(*arguments):
-        losses.append(objectives.standalone(*arguments))
-        return losses[-1]
+    class Noting(objectives.Standalone):
+        def step(self, *arguments):
+            super().step(*arguments)
+            losses.append(arguments[-1].means())
 
-    fit(STANDALONE._replace(objective=objective), dataclasses.replace(settings(tmp_path), log_freq=4))
+    fit(STANDALONE._replace(objective=Noting()), dataclasses.replace(settings(tmp_path), log_freq=4))
     rows = table(tmp_path)
     assert [int(row["step"]) for row in rows] == [4, 6, 8, 12]  # every fourth step and the end of the epoch
     for first, row in zip((0, 4, 6, 8), rows):
@@ -98,7 +101,7 @@ def test_checkpoints_come_every_save_freq_epochs_and_at_the_end(tmp_path):
 def test_the_newest_three_and_the_best_are_kept(tmp_path):
     accuracies = iter([40.0, 70.0, 60.0, 50.0, 30.0, 20.0])
     config = dataclasses.replace(settings(tmp_path), max_epoch=6, save_freq=1)
-    fit(STANDALONE, config, watch=lambda net: {"a": next(accuracies), "b": 50.0})
+    fit(STANDALONE, config, validate=lambda net: {"a": next(accuracies), "b": 50.0})
     assert checkpoints(tmp_path) == [12, 24, 30, 36]
     assert (newest(tmp_path).state["best"], newest(tmp_path).state["best_step"]) == (60.0, 12)
 
@@ -106,7 +109,7 @@ def test_the_newest_three_and_the_best_are_kept(tmp_path):
 @pytest.mark.parametrize("eval_freq, epochs", [(1, [1, 2, 3]), (2, [2, 3]), (0, [3])])
 def test_accuracies_are_watched_every_eval_freq_epochs_and_at_the_end(tmp_path, capsys, eval_freq, epochs):
     config = dataclasses.replace(settings(tmp_path), max_epoch=3, eval_freq=eval_freq)
-    fit(STANDALONE, config, watch=lambda net: {"val": 12.5})
+    fit(STANDALONE, config, validate=lambda net: {"val": 12.5})
     said = capsys.readouterr().out
     assert [epoch for epoch in (1, 2, 3) if f"epoch {epoch}: top-1 val 12.50 %" in said] == epochs
     assert newest(tmp_path).state["accuracies"] == {"val": 12.5}
@@ -117,7 +120,7 @@ def test_watching_accuracies_does_not_change_the_training(tmp_path, kind):
     config = dataclasses.replace(settings(tmp_path / "watched"), calib_images=6)
     watch = evaluate.watch_standalone(images(), config) if kind is STANDALONE else \
         evaluate.watch_supernet(images(), config, SPACE)
-    watched = fit(kind, config, watch=watch)
+    watched = fit(kind, config, validate=watch)
     assert same(watched, fit(kind, settings(tmp_path / "alone")))
     accuracies = newest(tmp_path / "watched").state["accuracies"]
     assert all(0 <= value <= 100 for value in accuracies.values())
@@ -163,11 +166,11 @@ def test_a_dry_run_that_is_stopped_does_not_promise_to_go_on(tmp_path, capsys):
 def test_a_loss_that_is_not_finite_stops_with_everything_named(tmp_path):
     with pytest.raises(Diverged) as error:
         fit(spoiled(SANDWICH, 9, nan_loss), settings(tmp_path))
-    rate = optim.cosine(8, optim.base_rate(SETTINGS.lr, SETTINGS.batch_size, 1), STEPS, 3)
+    rate = optim.cosine(8, optim.scaled_lr(SETTINGS.lr, SETTINGS.batch_size, 1), STEPS, 3)
     message = str(error.value)
     assert "the loss (largest, smallest, random) is not finite at step 9" in message
     assert f"at learning rate {rate:.4g}" in message
-    for role, arch in SANDWICH.archs_of_step(8):
+    for role, arch in SANDWICH.archs(8):
         assert f"{role} {arch.code}" in message
     assert f"the last good checkpoint is {tmp_path}/checkpoints/step-00000006" in message
     assert checkpoints(tmp_path) == [6] and not os.path.exists(tmp_path / "final.pdparams")
@@ -202,7 +205,7 @@ def test_a_dry_run_says_what_a_real_one_would_do_and_leaves_its_folder_untouched
     if exists:
         fit(SANDWICH, dataclasses.replace(settings(tmp_path / "run"), max_epoch=1))
     before, net = content(tmp_path), SANDWICH.make(len(CLASSES))
-    accuracies = train.dry_run(net, SANDWICH.objective, SANDWICH.archs_of_step, SANDWICH.roles, images(), config,
+    accuracies = train.dry_run(net, SANDWICH.stages(), images(), config,
                                lambda few: evaluate.watch_supernet(few, config, SPACE))
     assert accuracies.keys() == {"largest", "smallest", "random1", "random2"}
     assert content(tmp_path) == before and os.path.exists(tmp_path / "run") == exists
@@ -213,10 +216,10 @@ def test_a_dry_run_says_what_a_real_one_would_do_and_leaves_its_folder_untouched
 
 def test_a_dry_run_finds_what_would_stop_a_real_one(tmp_path):
     with pytest.raises(Diverged):
-        train.dry_run(STANDALONE.make(3), spoiled(STANDALONE, 2, nan_loss).objective, STANDALONE.archs_of_step, STANDALONE.roles,
-                      images(), settings(tmp_path), lambda few: lambda net: {"val": 1.0})
+        train.dry_run(STANDALONE.make(3), spoiled(STANDALONE, 2, nan_loss).stages(), images(),
+                      settings(tmp_path), lambda few: lambda net: {"val": 1.0})
     with pytest.raises(UserError, match="--batch_size 25"):
-        train.dry_run(STANDALONE.make(3), STANDALONE.objective, STANDALONE.archs_of_step, STANDALONE.roles, images(),
+        train.dry_run(STANDALONE.make(3), STANDALONE.stages(), images(),
                       dataclasses.replace(settings(tmp_path), batch_size=25), lambda few: None)
 
 

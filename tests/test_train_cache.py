@@ -12,14 +12,14 @@ from PIL import Image
 from test_batches import run, same
 
 from resnet48 import cache, data, views
-from resnet48.config import TrainConfig
+from resnet48.options import TrainSettings
 from resnet48.errors import UserError
 
 SIZE = 8
 
 
 def images(folder):
-    return data.load(TrainConfig(image_dir=str(folder), image_size=SIZE))
+    return data.load(TrainSettings(image_dir=str(folder), image_size=SIZE))
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def kept(folder, tmp_path, workers=1, found=None):
-    config = TrainConfig(cache_dir=str(tmp_path / "cache"), train_cache=True, num_workers=workers)
+    config = TrainSettings(cache_dir=str(tmp_path / "cache"), train_cache=True, num_workers=workers)
     return cache.for_training(found or images(folder), config)
 
 
@@ -57,7 +57,7 @@ def test_kept_images_are_mapped_and_made_once(folder, tmp_path, monkeypatch):
 SLOWLY = """
 import hashlib, sys, time
 from resnet48 import cache, data, views
-from resnet48.config import TrainConfig
+from resnet48.options import TrainSettings
 count, real = 0, views.shrunk
 def shrunk(*given):
     global count
@@ -65,7 +65,7 @@ def shrunk(*given):
     time.sleep(0.05)
     return real(*given)
 views.shrunk = shrunk
-config = TrainConfig(image_dir=sys.argv[1], image_size=8, cache_dir=sys.argv[2], train_cache=True, num_workers=1)
+config = TrainSettings(image_dir=sys.argv[1], image_size=8, cache_dir=sys.argv[2], train_cache=True, num_workers=1)
 train = cache.for_training(data.load(config), config).train
 print(count, hashlib.sha256(train.images.pixels.tobytes()).hexdigest())
 """
@@ -85,7 +85,7 @@ def test_batches_from_kept_images_are_the_same_for_any_number_of_workers(folder,
 
 def test_without_the_setting_nothing_is_kept(folder, tmp_path):
     found = images(folder)
-    assert cache.for_training(found, TrainConfig(cache_dir=str(tmp_path / "cache"))) is found
+    assert cache.for_training(found, TrainSettings(cache_dir=str(tmp_path / "cache"))) is found
     assert not os.path.exists(tmp_path / "cache")
 
 
@@ -121,4 +121,4 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, tmp_path, monkey
 
 def test_the_setting_without_a_folder_is_an_error_that_says_so():
     with pytest.raises(UserError, match="--train_cache needs --cache_dir"):
-        data.load(TrainConfig(train_cache=True))
+        data.load(TrainSettings(train_cache=True))

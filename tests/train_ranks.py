@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from resnet48 import batches, config, data, objectives, optim, runtime, sampling  # noqa: E402
+from resnet48 import batches, config, options, data, objectives, optim, runtime, sampling  # noqa: E402
 from resnet48.arch import FULL  # noqa: E402
 from resnet48.models import ResNet48, Supernet  # noqa: E402
 
@@ -25,20 +25,21 @@ def main(kind, global_batch, output):
     rank, ranks = runtime.rank(), runtime.ranks()
     runtime.seed_everything(rank)  # different on every rank, so that the weights of rank 0 have to be shared
     space = FULL.narrowed((4, 8, 16, 32), 1)
-    images = data.load(config.build(config.TrainConfig, {}))
-    net, objective = (Supernet(space, 10), objectives.sandwich) if kind == "sandwich" else \
-        (ResNet48(space.largest(), 10), objectives.standalone)
+    images = data.load(config.build(options.TrainSettings, {}))
+    net, objective = (Supernet(space, 10), objectives.InPlaceDistillation()) if kind == "sandwich" else \
+        (ResNet48(space.largest(), 10), objectives.Standalone())
     for name, parameter in net.named_parameters():
         if name.endswith("bn2.weight"):  # without batch statistics the features of 23 blocks would grow out of bounds
             parameter.set_value(paddle.full_like(parameter, 0.2))
     runtime.same_everywhere(net.state_dict().values())
     net.eval()
-    optimizer = optim.sgd(net, 0.9, 1e-4)
+    optimizer = optim.make_optimizer(net, weight_decay=1e-4)
     optimizer.set_lr(0.01)
     batch_size = global_batch // ranks
     taken = batches.batches(images, 0, STEPS, batch_size, 0, rank, ranks, 0, print)
     for step, (pixels, labels) in enumerate(taken):
-        objective(net, sampling.sandwich(space, 0, step, 3), data.normalize(pixels).astype("float64"), labels)
+        archs = sampling.sandwich(space, 0, step, STEPS, 3)
+        objective.step(net, archs, data.normalize(pixels).astype("float64"), labels, objectives.Gradients(net))
         runtime.average_gradients(optim.trainable(net), False)
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)

@@ -1,0 +1,263 @@
+"""The settings of every command: each is declared once, with its default, its limits and its help.
+
+A command's class inherits the groups that it needs. Values come from these defaults, YAML files and flags, see `config`.
+"""
+
+from dataclasses import dataclass
+
+from .config import MAX_SEED, Settings, option
+from .errors import UserError
+
+#: What `recipe` said in checkpoints before a recipe was a YAML file: sampler and objective.
+OLD_RECIPES = {"sandwich": ("sandwich", "in_place_distillation"), "demo": ("uniform", "fixed_teacher")}
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+@dataclass
+class SpaceSettings(Settings):
+    """How wide the net is; a narrow copy lets the full pipeline run on a CPU."""
+
+    base_channels: str = option("64,128,256,512", "widths of stages 1..4 at ratio 1, in channels")
+    divisor: int = option(8, "widths are rounded to a multiple of this", ge=1)
+
+    def channels(self) -> tuple[int, ...]:
+        try:
+            return tuple(int(width) for width in self.base_channels.split(","))
+        except ValueError:
+            raise UserError(f"--base_channels takes four whole numbers, such as 64,128,256,512; "
+                            f"got {self.base_channels!r}") from None
+
+
+@dataclass
+class ImageSettings(Settings):
+    """Which images, and at what size."""
+
+    image_dir: str | None = option(None, "folder with train/<class>/ and val/<class>/; "
+                                         "without it the built-in handwritten digits", resumable=True)
+    image_size: int | None = option(None, "height and width in pixels [that of the checkpoint; 224; 32 for the digits]",
+                                    ge=1)
+    num_workers: int = option(2, "processes that decode training images (0: none), threads that decode others", ge=0,
+                              resumable=True)
+    skip_bad_images: bool = option(False, "leave unreadable validation and calibration images out instead of stopping",
+                                   resumable=True)
+    cache_dir: str | None = option(None, "folder that keeps decoded validation and calibration images", resumable=True)
+
+
+@dataclass
+class SampledSpaceSettings(Settings):
+    """Which subnets are drawn."""
+
+    space: str = option("published", "which subnets are sampled: published (what the 45,000 keep to) or full",
+                        choices=("published", "full"), old_words={"pool": "published"})
+
+
+@dataclass
+class CalibrationSettings(Settings):
+    """Where a subnet's batch-norm statistics come from."""
+
+    calib_images: int = option(512, "training images for the batch-norm statistics of each subnet (0: inherit the "
+                                    "running ones)", ge=0)
+
+
+@dataclass
+class SeedSettings(Settings):
+    seed: int = option(0, "of everything random", ge=0, le=MAX_SEED)
+
+
+@dataclass
+class DeviceSettings(Settings):
+    """What computes, and how."""
+
+    device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"), resumable=True)
+    precision: str = option("fp32", "fp32, or on a GPU bf16 or fp16 for convolutions and matrix products; --amp is its "
+                                    "old name", choices=("fp32", "bf16", "fp16"), old_names=("amp",),
+                            old_words={"none": "fp32", "O1": "bf16"})
+    channels_last: bool = option(False, "let Paddle lay features out as NHWC in half precision on a GPU",
+                                 resumable=True)
+
+    @classmethod
+    def upgrade(cls, values):
+        dtype = values.pop("amp_dtype", "bf16")  # was a setting beside --amp O1
+        if values.get("precision") == "O1":
+            values["precision"] = dtype
+        return super().upgrade(values)
+
+
+@dataclass
+class ListSettings(Settings):
+    """Which archs of a list."""
+
+    archs: str = option("", "arch list in the official JSON format")
+    limit: int | None = option(None, "only the first N archs: a partial submission", ge=1)
+    every: int = option(1, "only every K-th arch of the list", ge=1)
+    keys: str | None = option(None, "only the archs with these keys, such as arch1,arch17")
+    chunk: int | None = option(None, "images walked through the tree at once, or auto: as memory and time allow [auto]",
+                               ge=1)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+@dataclass
+class OptimizerSettings(Settings):
+    """How weights begin and how they move."""
+
+    init: str = option("he_fan_in", "initial weights of convolutions: he_fan_in (normal, deviation sqrt(2 / fan_in)), "
+                                    "he_fan_out, or uniform (deviation sqrt(1 / (3 fan_in))), which trains narrow nets "
+                                    "better in short runs", choices=("he_fan_in", "he_fan_out", "uniform"))
+    zero_residuals: bool = option(False, "start every block as its shortcut; helps short runs of narrow nets")
+    pretrained: str | None = option(None, "weights to start from (.pdparams or a run's folder)", resumable=True)
+    optimizer: str = option("sgd", "sgd or adamw", choices=("sgd", "adamw"))
+    momentum: float = option(0.9, "of sgd", ge=0)
+    nesterov: bool = option(False, "Nesterov's momentum in sgd")
+    weight_decay: float = option(1e-4, "L2 penalty added to every gradient; of adamw, apart from the gradient", ge=0)
+    no_decay_norm: bool = option(False, "no weight decay for batch norms and biases")
+    freeze_unused: bool = option(False, "weights that no subnet of a step uses stay as they are, instead of following "
+                                        "momentum and weight decay (all are used where the largest subnet is)",
+                                 old_names=("hold_unused",))
+    clip_norm: float | None = option(None, "scale gradients down to this norm of all of them together", gt=0)
+    clip_value: float | None = option(None, "cut every gradient off at plus and minus this", gt=0)
+    lr: float = option(0.1, "learning rate per 256 images of the global batch", gt=0)
+    schedule: str = option("cosine", "how the learning rate falls: cosine (to 0) or step", choices=("cosine", "step"))
+    decay_epochs: float = option(30.0, "epochs between two falls, with --schedule step", gt=0)
+    decay_rate: float = option(0.1, "what the learning rate is multiplied by at a fall", gt=0, le=1)
+    warmup: float = option(0.0, "epochs in which the learning rate rises from 0", ge=0)
+    warmup_steps: int | None = option(None, "the same in steps, instead of --warmup", ge=0)
+    ema: float = option(0.0, "keep this moving average of the weights, such as 0.9999, and evaluate and publish it "
+                             "(0: none)", ge=0, le=1)
+
+
+@dataclass
+class TrainSettings(SpaceSettings, ImageSettings, OptimizerSettings, CalibrationSettings, SeedSettings, DeviceSettings):
+    """What both training scripts share. The defaults are the official recipe."""
+
+    recipes = True
+
+    crop_scale: float | None = option(None, "smallest part of an image's area in a training crop "
+                                            "[0.08; 0.6 for the built-in digits]", gt=0, le=1)
+    train_cache: bool = option(False, "keep the training images in --cache_dir, shrunk to a short side of twice the "
+                                      "image size: faster, but crops of under a quarter of the area are less sharp")
+    batch_size: int = option(256, "images per step and process", ge=1)
+    accumulate: int = option(1, "parts in which a batch is run, to need less memory; only batch-norm statistics, which "
+                                "are each part's own, tell the difference", ge=1)
+    max_epoch: int = option(90, "passes over the training images", ge=1, resumable=True)
+    label_smoothing: float = option(0.0, "part of the label spread over all classes, in cross-entropy to labels",
+                                    ge=0, le=1)
+    save_dir: str = option("output/train", "folder for checkpoints, config.yaml and metrics.csv", resumable=True)
+    resume: str = option("auto", "auto (the newest checkpoint in --save_dir), none or a checkpoint's path",
+                         resumable=True)
+    save_freq: int = option(1, "epochs between checkpoints", ge=1, resumable=True)
+    save_every_steps: int = option(0, "also steps between checkpoints (0: only after epochs)", ge=0, resumable=True)
+    eval_freq: int = option(1, "epochs between evaluations while training (0: only the last)", ge=0, resumable=True)
+    log_freq: int = option(100, "steps between log lines", ge=1, resumable=True)
+    visualdl: bool = option(False, "also log for VisualDL, to --save_dir/visualdl", resumable=True)
+    dry_run: bool = option(False, "two steps, a checkpoint, a reload and one evaluation, to see that all is well",
+                           resumable=True)
+
+
+@dataclass
+class StandaloneSettings(TrainSettings):
+    save_dir: str = option("output/standalone", "folder for checkpoints, config.yaml and metrics.csv", resumable=True)
+    arch: str = option("", "arch code, 51 digits or 52 with a leading 1")
+    mode: str = option("all", "train, eval (of --pretrained or of --save_dir), or all: both",
+                       choices=("all", "train", "eval"), resumable=True)
+
+
+@dataclass
+class TruthSettings(TrainSettings):
+    save_dir: str = option("output/truth", "folder for one run's folder per arch", resumable=True)
+    archs: str = option("", "arch list in the official JSON format", resumable=True)
+    limit: int | None = option(None, "only the first N archs", ge=1, resumable=True)
+    truth: str = option("output/truth.json", "where the measured accuracies go", resumable=True)
+
+
+@dataclass(frozen=True)
+class StageSettings(Settings):
+    """One stage of a recipe, an item of `stages` in a YAML file; what it leaves out is as in the recipe."""
+
+    epochs: float = option(1.0, "how long; with --max_epoch, in proportion to the other stages", gt=0)
+    lr: float | None = option(None, "learning rate per 256 images, scheduled over the stage", gt=0)
+    warmup: float | None = option(None, "epochs of warm-up [--warmup in the first stage, 0 in the others]", ge=0)
+    sampler: str | None = option(None, "as --sampler")
+    objective: str | None = option(None, "as --objective")
+
+
+@dataclass
+class SupernetSettings(TrainSettings, SampledSpaceSettings):
+    save_dir: str = option("output/supernet", "folder for checkpoints, config.yaml and metrics.csv", resumable=True)
+    dyna_batch_size: int = option(4, "subnets per step, the largest included where the sampler draws it", ge=1)
+    sampler: str = option("sandwich", "which subnets a step trains: a name, or name(key=value, ...)")
+    objective: str = option("in_place_distillation", "what a step minimises: a name, or name(key=value, ...)")
+    stages: tuple[StageSettings, ...] = option((), "in a YAML file: a list of stages, each with epochs and, where they "
+                                                   "differ, lr, warmup, sampler and objective")
+
+    @classmethod
+    def upgrade(cls, values):
+        if values.get("recipe") in OLD_RECIPES:
+            values["sampler"], values["objective"] = OLD_RECIPES[values.pop("recipe")]
+        return super().upgrade(values)
+
+
+# --- after training ---------------------------------------------------------------------------------------------------
+
+@dataclass
+class EvalSettings(ImageSettings, CalibrationSettings, SeedSettings, DeviceSettings, ListSettings):
+    checkpoint: str = option("", "a run's folder or a .pdparams file")
+    output: str = option("output/submission.json", "submission file to write")
+    val_images: int | None = option(None, "only so many validation images, of all classes alike", ge=1)
+    fresh: bool = option(False, "forget what earlier runs have evaluated")
+    one_by_one: bool = option(False, "run each arch on its own: the slow reference")
+    batch_size: int = option(256, "validation images at a time with --one_by_one", ge=1)
+    dry_run: bool = option(False, "two archs on a few images; writes nothing")
+
+
+@dataclass
+class StatusSettings(Settings):
+    output: str = option("output/submission.json", "submission file that `run` was told to write")
+    write: str | None = option(None, "write what is there so far as a submission to this file")
+
+
+@dataclass
+class PlanSettings(ListSettings, SpaceSettings, CalibrationSettings):
+    image_size: int = option(224, "height and width in pixels", ge=1)
+    images: int = option(50000, "validation images", ge=1)
+    num_classes: int = option(1000, "outputs of the classifier", ge=1)
+    ranks: int = option(1, "processes that share the work", ge=1)
+    gflops: float | None = option(None, "10^9 FLOP per second of one process [measured]", gt=0)
+
+
+@dataclass
+class ScoreSettings(SeedSettings):
+    submission: str = option("", "submission file")
+    truth: str = option("", "file in the same format with accuracies of nets trained on their own")
+    report: str | None = option(None, "also write the score sheet to this Markdown file")
+    plot: str | None = option(None, "also draw both rankings into this PNG file")
+
+
+@dataclass
+class VerifySettings(Settings):
+    submission: str = option("", "submission file")
+    archs: str = option("", "arch list it must match")
+    checkpoint: str | None = option(None, "run folder or .pdparams it claims to come from")
+
+
+@dataclass
+class ExportSettings(ImageSettings, CalibrationSettings, SeedSettings):
+    checkpoint: str = option("", "a supernet's run folder or .pdparams file")
+    arch: str = option("", "arch code of the subnet to export")
+    output: str = option("output/subnet", "path of the inference model, without ending")
+
+
+# --- arch codes -------------------------------------------------------------------------------------------------------
+
+@dataclass
+class DescribeSettings(SpaceSettings):
+    arch: str = option("", "arch code, 51 digits or 52 with a leading 1")
+    image_size: int = option(224, "height and width in pixels", ge=1)
+    num_classes: int = option(1000, "outputs of the classifier", ge=1)
+
+
+@dataclass
+class SampleSettings(SampledSpaceSettings, SeedSettings):
+    count: int | None = option(None, "how many archs, all with different codes", ge=1)
+    output: str = option("", "arch list to write, in the official JSON format")
