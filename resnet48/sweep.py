@@ -11,7 +11,7 @@ import time
 import numpy as np
 import paddle
 
-from . import cache, data, engine, evaluate, layers, runtime, tree, walk
+from . import cache, data, engine, evaluate, layers, machine, runtime, tree, walk
 from .errors import UserError
 from .evaluate import hits
 from .journal import Journal, work_off
@@ -124,8 +124,7 @@ def _memory():
     """Bytes that one process of this machine may count on."""
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.get_device_properties().total_memory
-    processes = max(1, int(os.environ.get("PADDLE_LOCAL_SIZE", 1)))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / machine.local_ranks(os.environ)
 
 
 def _left(journal, pieces, what):
