@@ -55,7 +55,7 @@ def run(net, journal, steps, images, config):
     """
     net.eval()
     share = runtime.rank(), runtime.ranks()
-    parts = dict(enumerate(tree.shards(steps, journal.plan["shards"])))
+    parts = tree.shards(steps, journal.plan["shards"])
     order, calibration = chosen(images, config)
     pixels, labels = validation(images, order, config)
     kept = int(_memory() * SHARE_OF_MEMORY / 2)
@@ -67,7 +67,7 @@ def run(net, journal, steps, images, config):
 
         def measure(piece):
             measuring = walk.Measuring()
-            walk.run(weights, parts[_shard(piece)], data.normalize(paddle.to_tensor(np.array(batch))), measuring)
+            walk.run(weights, parts[piece.shard], data.normalize(paddle.to_tensor(np.array(batch))), measuring)
             journal.write(piece, measuring.values())
 
         pieces = _left(journal, journal.statistics_pieces(), "statistics")
@@ -77,10 +77,10 @@ def run(net, journal, steps, images, config):
     weights = walk.Weights(net, kept, dtype, dense_up_to)
 
     def count(piece):
-        first, last = (int(part) for part in piece.split("-")[1:3])
-        norm = walk.Tape(journal.read(journal.statistics_pieces()[_shard(piece)], mapped=True)) if len(calibration) \
+        chunk = slice(piece.first, piece.last)
+        norm = walk.Tape(journal.read(journal.statistics_pieces()[piece.shard], mapped=True)) if len(calibration) \
             else layers.batch_norm
-        journal.write(piece, count_chunk(weights, parts[_shard(piece)], pixels[first:last], labels[first:last], norm))
+        journal.write(piece, count_chunk(weights, parts[piece.shard], pixels[chunk], labels[chunk], norm))
 
     pieces = _left(journal, journal.counts_pieces(), "counts")
     for _ in runtime.progress(work_off(journal, pieces, count, share), len(pieces), "pieces"):
@@ -132,10 +132,6 @@ def _left(journal, pieces, what):
     if len(left) < len(pieces):
         runtime.say(f"{what}: {len(pieces) - len(left)} of {len(pieces)} pieces are there already")
     return left
-
-
-def _shard(piece):
-    return int(piece.split("-")[-1])
 
 
 def counts_one_by_one(net, archs, images, config):
