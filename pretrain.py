@@ -19,10 +19,10 @@ def run(settings):
     space = FULL.narrowed(settings.channels(), settings.divisor)
     arch = ArchConfig.parse(settings.arch, space, allow_untied=True)
     if settings.mode != "eval":
-        return train_one(arch, images, settings, lambda: evaluate.watch_standalone(images, settings))
+        return train_one(arch, images, settings, lambda: evaluate.watch_standalone(images, settings.batch_size))
     path = settings.pretrained or settings.save_dir
     net = initial_net(arch, images, path, settings)
-    accuracy = evaluate.watch_standalone(images, settings)(net)["val"]
+    accuracy = evaluate.watch_standalone(images, settings.batch_size)(net)["val"]
     runtime.say(f"top-1 of {arch.code} from {path}: {accuracy:.2f} % of {len(images.val)} validation images")
 
 
@@ -33,7 +33,8 @@ def truth(settings):
     space = FULL.narrowed(settings.channels(), settings.divisor)
     entries = submission.read_list(settings.archs, space)[:settings.limit]
     images, accuracies = start(settings), []
-    watch_of_all = functools.cache(lambda: evaluate.watch_standalone(images, settings))  # images are decoded once
+    # Images are decoded once.
+    watch_of_all = functools.cache(lambda: evaluate.watch_standalone(images, settings.batch_size))
     for place, (key, _, arch) in enumerate(entries, 1):
         runtime.say(f"{key} ({place} of {len(entries)})")
         folder = os.path.join(settings.save_dir, arch.code)
@@ -48,7 +49,8 @@ def start(settings):
     """Device, peers, printed settings, images."""
     runtime.start(settings.device, channels_last=settings.channels_last)
     runtime.say(config.dump(settings))
-    return data.load(settings)
+    return data.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
+                     settings.skip_bad_images, settings.cache_dir)
 
 
 def train_one(arch, images, settings, make_watch):
@@ -59,7 +61,7 @@ def train_one(arch, images, settings, make_watch):
     objective = functools.partial(objectives.standalone, label_smoothing=settings.label_smoothing)
     arguments = net, objective, lambda step: [], images, settings
     if settings.dry_run:
-        return train.dry_run(*arguments, lambda few: evaluate.watch_standalone(few, settings))["val"]
+        return train.dry_run(*arguments, lambda few: evaluate.watch_standalone(few, settings.batch_size))["val"]
     watch = make_watch() if getattr(settings, "mode", "all") == "all" else None
     accuracies = train.fit(*arguments, watch)
     if watch:
@@ -87,7 +89,7 @@ def initial_net(arch, images, path, settings):
                         f"--divisor {supernet.space.divisor}")
     net = extract(supernet, arch)
     # The running statistics of a supernet are those of no subnet.
-    evaluate.calibrate_alone(net, evaluate.calibration_images(images, settings))
+    evaluate.calibrate_alone(net, evaluate.calibration_images(images, settings.calib_images, settings.seed))
     return net
 
 

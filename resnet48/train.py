@@ -60,9 +60,8 @@ def _fit(net, objective, archs_of_step, images, config, watch, stop):
                 f"{images.size} px; steps {state['step']} to {steps}, {per_epoch} per epoch, "
                 f"on {ranks} process(es); images by {views.libraries()}")
 
-    shown = cache.for_training(images, config)
-    taken = batches.batches(shown, state["step"], steps, config.batch_size, config.seed, rank, ranks,
-                            config.num_workers, runtime.note)
+    shown = cache.for_training(images) if config.train_cache else images
+    taken = batches.batches(shown, state["step"], steps, config.batch_size, config.seed, rank, ranks, runtime.note)
     net.train()
     with batches.dead_workers_named(), contextlib.closing(taken):
         for step in runtime.counting(state["step"], steps, "steps"):
@@ -155,6 +154,8 @@ def require_runnable(images, config):
     """Raise `UserError` now, before images are decoded, for a run that could not take a step or keep anything."""
     files.require_writable(os.path.join(config.save_dir, "config.yaml"))
     per_epoch = batches.steps_per_epoch(images, config.batch_size, runtime.ranks())
+    if config.train_cache:
+        cache.require_folder(images)
     if config.batch_size % config.accumulate:
         raise UserError(f"--accumulate {config.accumulate} must divide --batch_size {config.batch_size}")
     if config.clip_norm and config.clip_value:

@@ -47,13 +47,13 @@ SANDWICH = Kind(lambda classes: Supernet(SPACE, classes), objectives.sandwich, s
 DEMO = Kind(lambda classes: Supernet(SPACE, classes), objectives.distil_from(uniform_teacher), smallest_then_random)
 
 
-def images(count=24, classes=CLASSES):
+def images(count=24, classes=CLASSES, workers=0):
     rng = np.random.default_rng(0)
 
     def split(size):
         return data.Split(rng.integers(0, 256, (size, 20, 18)).astype("uint8"), np.arange(size) % len(classes))
 
-    return data.ImageSet("test images", classes, split(count), split(9), 16)
+    return data.ImageSet("test images", classes, split(count), split(9), 16, workers=workers)
 
 
 def fit(kind, config, stop_after=None, watch=None, image_set=None, build_first=False, number=signal.SIGTERM):
@@ -70,7 +70,7 @@ def fit(kind, config, stop_after=None, watch=None, image_set=None, build_first=F
         return kind.archs_of_step(step)
 
     try:
-        train.fit(net, kind.objective, archs_of_step, image_set or images(), config, watch)
+        train.fit(net, kind.objective, archs_of_step, image_set or images(workers=config.num_workers), config, watch)
     except SystemExit as ended:
         assert ended.code == 0 and asked
         return None
