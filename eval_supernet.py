@@ -21,34 +21,36 @@ def run(settings):
     net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
     entries = submission.read_list(settings.archs, net.space)
     chosen = submission.select(entries, settings.limit, settings.every, settings.keys)
-    images = data.load(as_trained(settings, found))
+    images = load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
     if settings.dry_run:
         return dry_run(net, digest, chosen, images, settings)
+    sample = evaluate.Sample.of(images, settings.val_images, settings.calib_images, settings.seed)
     root = journal_root(settings.output)
     with runtime.stoppable("nothing is kept of --one_by_one" if settings.one_by_one else
                            f"what is finished is kept in {root}, the same command goes on"):
-        counts, total = evaluated(net, digest, chosen, images, settings, root)
+        counts, total = evaluated(net, digest, chosen, sample, settings, root)
     about = {"net": checkpoint.describe(net), "image_size": images.size, "settings": dataclasses.asdict(settings),
              "versions": runtime.versions()}
     runtime.say(submission.hand_in(settings.output, settings.archs, digest, entries, chosen, counts, total, about))
 
 
-def evaluated(net, digest, entries, images, settings, root):
+def evaluated(net, digest, entries, sample, settings, root):
     """Counts (top-1, top-5) of every entry, and the number of images."""
     archs = [entry.arch for entry in entries]
     if settings.one_by_one:
-        return sweep.counts_one_by_one(net, archs, images, settings)
+        return sweep.counts_one_by_one(net, archs, sample, settings.batch_size)
     steps = tree.walk(archs)
-    journal = sweep.open_journal(root, digest, entries, steps, images, net, settings)
-    return sweep.run(net, journal, steps, images, settings)
+    journal = sweep.open_journal(root, digest, entries, steps, net, sample, settings.precision, settings.chunk,
+                                 settings.fresh)
+    return sweep.run(net, journal, steps, sample)
 
 
 def dry_run(net, digest, entries, images, settings):
     few = data.cut(images, settings.calib_images or 1, sweep.SMALLEST_CHUNK)
-    few_settings = dataclasses.replace(settings, cache_dir=None, val_images=None)
+    sample = evaluate.Sample.of(few, None, settings.calib_images, settings.seed)
     with tempfile.TemporaryDirectory() as root:
-        counts, total = evaluated(net, digest, entries[:2], few, few_settings, root)
+        counts, total = evaluated(net, digest, entries[:2], sample, settings, root)
     runtime.say(f"dry run passed: {len(counts)} archs on {total} images; nothing was written")
 
 
@@ -103,18 +105,19 @@ def export(settings):
     config.require(settings, "checkpoint", "arch")
     found = checkpoint.read(settings.checkpoint)
     net = checkpoint.build_supernet(found)
-    arch, images = ArchConfig.parse(settings.arch, net.space), data.load(as_trained(settings, found))
+    arch, images = ArchConfig.parse(settings.arch, net.space), load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
     subnet = models.extract(net, arch)
-    evaluate.calibrate_alone(subnet, evaluate.calibration_images(images, settings))
+    evaluate.calibrate_alone(subnet, evaluate.calibration_images(images, settings.calib_images, settings.seed))
     save_inference(subnet, images.size, settings.output)
     print(f"wrote {settings.output}.*: input float32 [N, 3, {images.size}, {images.size}], normalised RGB")
 
 
-def as_trained(settings, found):
-    """The settings with the image size of the training, unless they say another."""
+def load_images(settings, found):
+    """The images at the size of the training, unless the settings say another."""
     size = settings.image_size or found.state.get("settings", {}).get("image_size")
-    return dataclasses.replace(settings, image_size=size)
+    return data.load(settings.image_dir, size, workers=settings.num_workers, skip_bad=settings.skip_bad_images,
+                     cache_dir=settings.cache_dir)
 
 
 def main(argv=None):

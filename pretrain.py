@@ -20,11 +20,11 @@ def run(settings):
     space = FULL.narrowed(settings.channels(), settings.divisor)
     arch = ArchConfig.parse(settings.arch, space, allow_untied=True)
     if settings.mode != "eval":
-        return train_one(arch, images, settings, lambda: evaluate.watch_standalone(images, settings),
+        return train_one(arch, images, settings, lambda: evaluate.watch_standalone(images, settings.batch_size),
                          validates=settings.mode == "all")
     path = settings.pretrained or settings.save_dir
     net = initial_net(arch, images, path, settings)
-    accuracy = evaluate.watch_standalone(images, settings)(net)["val"]
+    accuracy = evaluate.watch_standalone(images, settings.batch_size)(net)["val"]
     runtime.say(f"top-1 of {arch.code} from {path}: {accuracy:.2f} % of {len(images.val)} validation images")
 
 
@@ -35,7 +35,8 @@ def truth(settings):
     space = FULL.narrowed(settings.channels(), settings.divisor)
     entries = submission.read_list(settings.archs, space)[:settings.limit]
     images, accuracies = start(settings), []
-    validate_of_all = functools.cache(lambda: evaluate.watch_standalone(images, settings))  # images are decoded once
+    # Images are decoded once.
+    validate_of_all = functools.cache(lambda: evaluate.watch_standalone(images, settings.batch_size))
     for place, (key, _, arch) in enumerate(entries, 1):
         runtime.say(f"{key} ({place} of {len(entries)})")
         folder = os.path.join(settings.save_dir, arch.code)
@@ -50,7 +51,8 @@ def start(settings):
     """Device, peers, printed settings, images."""
     runtime.start(settings.device, channels_last=settings.channels_last)
     runtime.say(config.dump(settings))
-    return data.load(settings)
+    return data.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
+                     settings.skip_bad_images, settings.cache_dir)
 
 
 def train_one(arch, images, settings, make_validate, validates=True):
@@ -60,7 +62,7 @@ def train_one(arch, images, settings, make_validate, validates=True):
     net = initial_net(arch, images, settings.pretrained, settings)
     arguments = net, recipes.standalone(settings), images, settings
     if settings.dry_run:
-        return train.dry_run(*arguments, lambda few: evaluate.watch_standalone(few, settings))["val"]
+        return train.dry_run(*arguments, lambda few: evaluate.watch_standalone(few, settings.batch_size))["val"]
     accuracies = train.fit(*arguments, make_validate() if validates else None)
     if validates:
         runtime.say(f"top-1 of {arch.code}: {accuracies['val']:.2f} % of {len(images.val)} validation images")
@@ -88,7 +90,7 @@ def initial_net(arch, images, path, settings):
                         f"--divisor {supernet.space.divisor}")
     net = extract(supernet, arch)
     # The running statistics of a supernet are those of no subnet.
-    evaluate.calibrate_alone(net, evaluate.calibration_images(images, settings))
+    evaluate.calibrate_alone(net, evaluate.calibration_images(images, settings.calib_images, settings.seed))
     return net
 
 

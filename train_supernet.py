@@ -15,7 +15,8 @@ def run(settings):
     """Train the supernet."""
     runtime.start(settings.device, channels_last=settings.channels_last)
     runtime.say(config.dump(settings))
-    images = data.load(settings)
+    images = data.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
+                       settings.skip_bad_images, settings.cache_dir)
     train.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net, teacher = initial_nets(images, settings)
@@ -23,7 +24,7 @@ def run(settings):
     stages = recipes.supernet(settings, sampled, teacher)
 
     def validate_of(some_images):
-        return evaluate.watch_supernet(some_images, settings, sampled)
+        return evaluate.watch_supernet(some_images, sampled, settings.calib_images, settings.seed, settings.batch_size)
 
     if settings.dry_run:
         train.dry_run(net, stages, images, settings, validate_of)

@@ -79,10 +79,10 @@ def theirs(root, part, size):
 def ours(root, part, size, cache_dir=None):
     """The same with this project's views, uint8 [3, size, size]; training images kept in `cache_dir`."""
     import numpy as np
-    from resnet48 import cache, config, options, data, views
-    settings = config.build(options.TrainSettings, {"image_dir": root, "image_size": size, "cache_dir": cache_dir,
-                                                 "train_cache": bool(cache_dir), "num_workers": 0})
-    images = cache.for_training(data.load(settings), settings)
+    from resnet48 import cache, data, views
+    images = data.load(root, size, workers=0, cache_dir=cache_dir)
+    if cache_dir:
+        images = cache.for_training(images)
     if part == "train":
         return lambda index: data.view(images.train, index, views.train_view, size,
                                        np.random.default_rng((0, 0, index)), images.crop_scale, images.flip)

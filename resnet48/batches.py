@@ -11,12 +11,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import paddle
 
 from . import views
-from .data import BadImage, view
+from .data import BadImage, ImageSet, view
 from .errors import UserError
 from .runtime import STOP_SIGNALS, require_shared_memory
 
@@ -24,7 +25,7 @@ BAD_IMAGES_ALLOWED = 50  # unreadable training images before training stops: a b
 NO_GOOD_IMAGE = -1  # stands among the bad ones where none but bad ones were found
 
 
-def steps_per_epoch(images, batch_size, ranks):
+def steps_per_epoch(images: ImageSet, batch_size: int, ranks: int) -> int:
     """Whole batches in one pass; what is left over changes with each epoch's order. Raises `UserError` if none."""
     steps = len(images.train) // (batch_size * ranks)
     if steps == 0:
@@ -33,8 +34,8 @@ def steps_per_epoch(images, batch_size, ranks):
     return steps
 
 
-def epoch_order(count, seed, epoch):
-    """The order of the training images in an epoch: the same on every rank."""
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the training images in an epoch, int64 [count]: the same on every rank."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
@@ -137,17 +138,19 @@ def _loader(views, sampler, workers):
             yield paddle.to_tensor(pixels), paddle.to_tensor(labels), bad
 
 
-def batches(images, first_step, last_step, batch_size, seed, rank, ranks, workers, report):
+def batches(images: ImageSet, first_step: int, last_step: int, batch_size: int, seed: int, rank: int, ranks: int,
+            report: Callable[[str], None]) -> Iterator[tuple[paddle.Tensor, paddle.Tensor]]:
     """Yield (uint8 [batch_size, 3, S, S], int64 [batch_size]) for steps first_step .. last_step - 1 of a run.
 
-    The steps of one epoch share out its images without repeats over all ranks. report(text): told about bad images.
-    Raises `UserError` when more than a few images are unreadable or a worker process dies; code that runs between
-    two batches needs `dead_workers_named` around it too.
+    batch_size: images of this rank. The steps of one epoch share out its images without repeats over all ranks.
+    `images.workers` processes decode them, or this one for 0. report(text): told about bad images.
+    Raises `UserError` when more than a few images are unreadable, a worker process dies or /dev/shm is too small; code
+    that runs between two batches needs `dead_workers_named` around it too.
     """
-    if workers:
-        require_shared_memory(workers, batch_size * (3 * images.size ** 2 + 8) + 16384)  # 2 tensors with their pages
+    if images.workers:  # 2 tensors with their pages
+        require_shared_memory(images.workers, batch_size * (3 * images.size ** 2 + 8) + 16384)
     sampler = _Steps(len(images.train), first_step, last_step, batch_size, seed, rank, ranks)
-    loader, seen = _loader(_Views(images, seed), sampler, workers), set()
+    loader, seen = _loader(_Views(images, seed), sampler, images.workers), set()
     try:
         with dead_workers_named():
             for pixels, labels, bad in loader:

@@ -3,18 +3,20 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from . import data, files, views
+from .errors import UserError
 
 VIEW = "evaluation view 2"  # counts up when `views.eval_view` changes what it gives
 SHRUNK = "shrunk 1"  # the same for `views.shrunk`
 SHORT_SIDES = 2  # short side of a kept training image, in image sizes: a crop of a quarter of the area loses nothing
 
 
-def fingerprint(split, indices, size, skip_bad=False):
+def fingerprint(split: data.Split, indices: Sequence[int], size: int, skip_bad: bool = False) -> str:
     """What the evaluation views of these images depend on: names, sizes and times of the files, and the transform."""
     return _digest(f"{VIEW} {size} {skip_bad}", split, indices)
 
@@ -47,28 +49,30 @@ def _room(path, shape):
     return array
 
 
-def decoded(split, indices, size, config, what):
-    """`data.decode`, kept in `config.cache_dir` if that is set: (uint8 [n, 3, size, size], int64 [n]).
+def decoded(images: data.ImageSet, split: data.Split, indices: Sequence[int],
+            what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluation views of some images of a split of the set and their labels: (uint8 [n, 3, S, S], int64 [n]).
 
+    As `data.decode` gives them, kept in `images.cache_dir` if that is set. what: how messages name the images.
     Two processes that need the same images at once: one decodes, the other waits for it.
     Raises `data.BadImage` as `data.decode` does, and where no image is left.
     """
-    pixels, labels = _decoded(split, indices, size, config, what)
+    pixels, labels = _decoded(images, split, indices, what)
     if len(indices) and not len(labels):
         raise data.BadImage(f"none of the {len(indices)} {what} is readable")
     return pixels, labels
 
 
-def _decoded(split, indices, size, config, what):
-    arguments = split, indices, size, config.num_workers, config.skip_bad_images, what
-    if not config.cache_dir:
+def _decoded(images, split, indices, what):
+    arguments = split, indices, images.size, images.workers, images.skip_bad, what
+    if not images.cache_dir:
         return data.decode(*arguments)
-    path = os.path.join(config.cache_dir, fingerprint(split, indices, size, config.skip_bad_images)[:32])
+    path = os.path.join(images.cache_dir, fingerprint(split, indices, images.size, images.skip_bad)[:32])
     pixels_path, labels_path = path + ".pixels.npy", path + ".labels.npy"
     with files.locked(path + ".lock"):
         if not (os.path.exists(pixels_path) and os.path.exists(labels_path)):
             with files.replacing(pixels_path) as temporary:
-                buffer = _room(temporary, (len(indices), 3, size, size))
+                buffer = _room(temporary, (len(indices), 3, images.size, images.size))
                 pixels, labels = data.decode(*arguments, into=buffer)
                 buffer.flush()
                 if len(pixels) < len(indices):  # without those that could not be read
@@ -96,23 +100,31 @@ class _Shrunk:
         return self.pixels[end - 3 * width * height:end].reshape(height, width, 3) if width else self.paths[index]
 
 
-def for_training(images, config):
-    """The image set with its training images kept in `config.cache_dir`, if `config.train_cache` asks for that.
+def require_folder(images: data.ImageSet) -> None:
+    """Raise `UserError` where training images could not be kept because the set has no `cache_dir`."""
+    if not images.cache_dir:
+        raise UserError("--train_cache needs --cache_dir, the folder that keeps the images")
+
+
+def for_training(images: data.ImageSet) -> data.ImageSet:
+    """The image set with its training images kept in `images.cache_dir`; built-in ones, in memory anyway, as they are.
 
     A kept image is shrunk to a short side of SHORT_SIDES times the image size. Training crops are cut from it, so they
     differ a little from those of the original, and small crops are less sharp. All processes on a machine and their
     workers map the same file. An unreadable image stays its path, so that training finds it out as without a cache.
+    Raises `UserError` as `require_folder` does, and where the folder cannot be written.
     """
+    require_folder(images)
     split = images.train
-    if not config.train_cache or not isinstance(split.images[0], str):  # built-in images are in memory anyway
+    if not isinstance(split.images[0], str):
         return images
     name = _digest(f"{SHRUNK} {SHORT_SIDES * images.size}", split, range(len(split)))[:32]
-    path = os.path.join(config.cache_dir, name)
+    path = os.path.join(images.cache_dir, name)
     pixels_path, places_path = path + ".train.npy", path + ".places.npy"
     with files.locked(path + ".lock"):
         if not (os.path.exists(pixels_path) and os.path.exists(places_path)):
             with files.replacing(pixels_path) as temporary:
-                places = _shrink_all(split, SHORT_SIDES * images.size, config.num_workers, temporary)
+                places = _shrink_all(split, SHORT_SIDES * images.size, images.workers, temporary)
             with files.replacing(places_path) as temporary:
                 np.save(temporary, places)
     kept = _Shrunk(split.images, files.read_array(pixels_path, mapped=True), files.read_array(places_path))

@@ -6,6 +6,7 @@ Images stay uint8 [N, 3, S, S] until they are on the device; `normalize` is the 
 import hashlib
 import itertools
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -31,21 +32,23 @@ class BadImage(UserError):
 class Split:
     """Images and labels. images: paths, or uint8 arrays [H, W] or [H, W, 3]; labels: int64 [N]."""
 
-    images: object
+    images: Sequence[str] | np.ndarray
     labels: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def picture(self, index):
+    def picture(self, index: int) -> views.Picture:
+        """The image, not yet decoded. Raises one of `views.UNREADABLE` for a file that is no image."""
         image = self.images[index]
         return views.read(image) if isinstance(image, str) else views.of_array(image)
 
-    def name(self, index):
+    def name(self, index: int) -> str:
+        """What a message calls the image: its path, if it has one."""
         image = self.images[index]
         return image if isinstance(image, str) else f"built-in digit {index}"
 
-    def names_digest(self):
+    def names_digest(self) -> str:
         """A fingerprint of the files' names and class folders in order, wherever the folder lies."""
         names = (os.path.join(*image.split(os.sep)[-2:]) for image in self.images if isinstance(image, str))
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
@@ -53,41 +56,47 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A training and a validation split over the same classes, and how they are shown.
+    """A training and a validation split over the same classes, how they are shown and how their files are read.
 
     size: height and width in pixels; crop_scale: smallest part of the area that a training crop takes; flip: whether
     mirrored images mean the same.
+    workers: processes that decode training images (0: none), threads that decode others; skip_bad: leave unreadable
+    validation and calibration images out; cache_dir: the folder that keeps decoded images, or None to keep none.
     """
 
     name: str
-    classes: tuple
+    classes: tuple[str, ...]
     train: Split
     val: Split
     size: int
     crop_scale: float = 0.08
     flip: bool = True
+    workers: int = 1
+    skip_bad: bool = False
+    cache_dir: str | None = None
 
 
-def load(config):
-    """The `ImageSet` that `--image_dir`, `--image_size` and `--crop_scale` ask for. Raises `UserError`."""
-    if getattr(config, "train_cache", False) and not config.cache_dir:
-        raise UserError("--train_cache needs --cache_dir, the folder that keeps the images")
-    if config.cache_dir:
-        files.require_writable(os.path.join(config.cache_dir, "images"))
-    images = _folder(config.image_dir, config.image_size or 224) if config.image_dir else \
-        _digits(config.image_size or DIGITS_SIZE)
-    if getattr(config, "crop_scale", None) is not None:
-        images = replace(images, crop_scale=config.crop_scale)
-    return images
+def load(image_dir: str | None = None, size: int | None = None, crop_scale: float | None = None, workers: int = 1,
+         skip_bad: bool = False, cache_dir: str | None = None) -> ImageSet:
+    """The images below `image_dir`, in train/<class>/ and val/<class>/, or the built-in handwritten digits for None.
+
+    size, crop_scale: as in `ImageSet`; None means 224 and 0.08, for the digits 32 and 0.6. No image is read yet.
+    Raises `UserError` for a folder of another layout, or a `cache_dir` that cannot be written.
+    """
+    if cache_dir:
+        files.require_writable(os.path.join(cache_dir, "images"))
+    images = _folder(image_dir, size or 224) if image_dir else _digits(size or DIGITS_SIZE)
+    return replace(images, crop_scale=images.crop_scale if crop_scale is None else crop_scale, workers=workers,
+                   skip_bad=skip_bad, cache_dir=cache_dir)
 
 
-def cut(images, train, val):
-    """The same set with only so many images in each split, spread over the classes: for a dry run."""
+def cut(images: ImageSet, train: int, val: int) -> ImageSet:
+    """The same set with only so many images in each split, spread over the classes and kept nowhere: for a dry run."""
     def part(split, count):
         chosen = balanced_sample(split.labels, count, seed=0)
         return Split([split.images[index] for index in chosen], split.labels[chosen])
 
-    return replace(images, train=part(images.train, train), val=part(images.val, val))
+    return replace(images, train=part(images.train, train), val=part(images.val, val), cache_dir=None)
 
 
 def _folder(root, size):
@@ -143,7 +152,7 @@ def _digits(size):
 
 # --- one image --------------------------------------------------------------------------------------------------------
 
-def view(split, index, make, *arguments):
+def view(split: Split, index: int, make: Callable, *arguments):
     """`make(picture, *arguments)` for one image; raises `BadImage` naming the file if it cannot be decoded."""
     try:
         return make(split.picture(index), *arguments)
@@ -151,7 +160,7 @@ def view(split, index, make, *arguments):
         raise BadImage(f"cannot read the image {split.name(index)}: {error}") from error
 
 
-def normalize(images):
+def normalize(images: paddle.Tensor) -> paddle.Tensor:
     """uint8 [N, 3, S, S] on any device to float32 with ImageNet's mean and deviation taken out."""
     mean = paddle.to_tensor([255 * value for value in MEAN], "float32")
     variance = paddle.to_tensor([(255 * value) ** 2 for value in STD], "float32")
@@ -161,17 +170,18 @@ def normalize(images):
 
 # --- images that are decoded once -------------------------------------------------------------------------------------
 
-def in_threads(do, count, threads, what):
+def in_threads(do: Callable[[int], object], count: int, threads: int, what: str) -> None:
     """`do(place)` for every place below `count`, with progress. Images are decoded outside the interpreter's lock."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for _ in progress(pool.map(do, range(count)), count, what):
             pass
 
 
-def decode(split, indices, size, threads=1, skip_bad=False, what="images", into=None):
-    """Evaluation views of the given images: (uint8 [n, 3, size, size], int64 [n]).
+def decode(split: Split, indices: Sequence[int], size: int, threads: int = 1, skip_bad: bool = False,
+           what: str = "images", into: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluation views of the given images and their labels: (uint8 [n, 3, size, size], int64 [n]).
 
-    into: an array of that shape to fill, such as a memory-mapped one.
+    what: how messages name the images. into: an array of that shape to fill, such as a memory-mapped one.
     Raises `BadImage` for the first unreadable one, or leaves such images out and says so with skip_bad.
     """
     pixels = np.empty((len(indices), 3, size, size), "uint8") if into is None else into
@@ -193,8 +203,8 @@ def decode(split, indices, size, threads=1, skip_bad=False, what="images", into=
     return pixels, split.labels[np.asarray(indices, "int64")][good]
 
 
-def balanced_sample(labels, count, seed):
-    """Indices of `count` images, as many of each class as possible; a pure function of the arguments.
+def balanced_sample(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Indices of `count` images (all, if there are fewer), as many of each class as possible: a pure function.
 
     Which classes give one more than others, or with fewer images than classes one at all, is drawn too.
     """
@@ -202,4 +212,4 @@ def balanced_sample(labels, count, seed):
     by_class = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     order = rng.permutation(len(by_class))
     rounds = itertools.chain.from_iterable(itertools.zip_longest(*(by_class[place] for place in order)))
-    return np.array([index for index in itertools.islice((i for i in rounds if i is not None), count)])
+    return np.array([index for index in itertools.islice((i for i in rounds if i is not None), count)], "int64")

@@ -1,18 +1,22 @@
 """How good a subnet is: batch-norm statistics of its own, then correct answers counted on the validation images."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import paddle
 
 from . import cache, data, layers, runtime
+from .arch import ArchConfig, SearchSpace
 from .data import normalize
+from .models import ResNet48, Supernet
 
 WATCHED_RANDOM_ARCHS = 2
 
 
 @paddle.no_grad()
-def calibrate(net, arch, pixels):
+def calibrate(net: Supernet, arch: ArchConfig, pixels: np.ndarray) -> layers.Statistics:
     """Batch-norm statistics of one subnet, exact over all of `pixels` (uint8 [N, 3, S, S]), layer after layer.
 
     The images are training images under the evaluation transform, run as one batch: a layer's mean and variance are
@@ -25,7 +29,8 @@ def calibrate(net, arch, pixels):
 
 
 @paddle.no_grad()
-def count_correct(forward, pixels, labels, batch_size):
+def count_correct(forward: Callable[[paddle.Tensor], paddle.Tensor], pixels: np.ndarray, labels: np.ndarray,
+                  batch_size: int) -> np.ndarray:
     """How many images have their label as the first, and among the first five, of the logits: int64 [2].
 
     forward: float32 [N, 3, S, S] to logits [N, classes]; pixels: uint8 [N, 3, S, S]; labels: int64 [N].
@@ -38,29 +43,96 @@ def count_correct(forward, pixels, labels, batch_size):
     return counts
 
 
-def hits(logits, labels):
-    """Top-1 and top-5 hits of a batch as an int64 tensor [2]; with fewer than five classes all of them are the top."""
+def hits(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+    """Top-1 and top-5 hits of a batch as an int64 tensor [2]; with fewer than five classes all of them are the top.
+
+    logits: [N, classes]; labels: int64 [N].
+    """
     best = paddle.topk(logits, min(5, logits.shape[1]), axis=1)[1] == labels.unsqueeze(1)
     return paddle.stack([best[:, 0].astype("int64").sum(), best.astype("int64").sum()])
 
 
 @paddle.no_grad()
-def calibrate_alone(net, pixels):
-    """Give a standalone net running statistics that are exact over `pixels` (uint8 [N, 3, S, S])."""
+def calibrate_alone(net: ResNet48, pixels: np.ndarray | None) -> None:
+    """Give a standalone net running statistics that are exact over `pixels` (uint8 [N, 3, S, S]).
+
+    None leaves those that it has.
+    """
+    if pixels is None:
+        return
     statistics = layers.Statistics()
     net(normalize(paddle.to_tensor(pixels)), norm=statistics.measure)
     statistics.store()
 
 
-def one_by_one(net, archs, calibration, pixels, labels, batch_size):
+def subnet(net: Supernet, arch: ArchConfig,
+           calibration: np.ndarray | None) -> Callable[[paddle.Tensor], paddle.Tensor]:
+    """A function from images to the logits of one subnet of a net in evaluation mode, as `count_correct` takes it.
+
+    calibration: uint8 [N, 3, S, S] for `calibrate`, or None to inherit the running statistics inside the net.
+    """
+    norm = layers.batch_norm if calibration is None else calibrate(net, arch, calibration).apply
+    return lambda x: net(x, arch, norm=norm)
+
+
+def one_by_one(net: Supernet, archs: Iterable[ArchConfig], calibration: np.ndarray | None, pixels: np.ndarray,
+               labels: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     """Yield the counts [2] of each arch, each run on its own: the plain reference for every faster way.
 
-    calibration: uint8 training images for `calibrate`, or None to use the statistics inside the net.
+    calibration: as for `subnet`; pixels, labels, batch_size: as for `count_correct`.
     """
     net.eval()
     for arch in archs:
-        norm = layers.batch_norm if calibration is None else calibrate(net, arch, calibration).apply
-        yield count_correct(lambda x: net(x, arch, norm=norm), pixels, labels, batch_size)
+        yield count_correct(subnet(net, arch, calibration), pixels, labels, batch_size)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which images an evaluation uses, chosen once: validation, calibration are int64 indices into the two splits.
+
+    Both are balanced over the classes, so that every chunk of the validation images is a fair sample.
+    """
+
+    images: data.ImageSet
+    validation: np.ndarray
+    calibration: np.ndarray
+
+    @classmethod
+    def of(cls, images: data.ImageSet, val_images: int | None, calib_images: int, seed: int) -> "Sample":
+        """A pure function of the arguments. val_images: None for all; calib_images: 0 to inherit statistics."""
+        count = len(images.val) if val_images is None else val_images
+        return cls(images, data.balanced_sample(images.val.labels, count, seed),
+                   data.balanced_sample(images.train.labels, calib_images, seed))
+
+    @cached_property
+    def validation_images(self) -> tuple[np.ndarray, np.ndarray]:
+        """The validation images and their labels, decoded once: (uint8 [N, 3, S, S], int64 [N]).
+
+        Raises `data.BadImage`; fewer than asked for where unreadable ones are left out.
+        """
+        return cache.decoded(self.images, self.images.val, self.validation, "validation images")
+
+    @cached_property
+    def calibration_images(self) -> np.ndarray | None:
+        """The calibration images, decoded once: uint8 [N, 3, S, S], or None where there are to be none.
+
+        Raises `data.BadImage`.
+        """
+        if not len(self.calibration):
+            return None
+        return cache.decoded(self.images, self.images.train, self.calibration, "calibration images")[0]
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """What the validation and the calibration images depend on, see `cache.fingerprint`."""
+        size, skip_bad = self.images.size, self.images.skip_bad
+        return {"validation": cache.fingerprint(self.images.val, self.validation, size, skip_bad),
+                "calibration": cache.fingerprint(self.images.train, self.calibration, size, skip_bad)
+                if len(self.calibration) else None}
+
+
+def calibration_images(images: data.ImageSet, count: int, seed: int) -> np.ndarray | None:
+    """uint8 [count, 3, S, S], the calibration images of a `Sample`; None for a count of 0."""
+    return Sample.of(images, 0, count, seed).calibration_images
 
 
 @dataclass(frozen=True)
@@ -72,26 +144,21 @@ class Validation:
     batch_size: int
 
     @classmethod
-    def of(cls, images, config):
+    def of(cls, images: data.ImageSet, batch_size: int) -> "Validation":
+        """Raises `data.BadImage`."""
         share = range(runtime.rank(), len(images.val), runtime.ranks())
-        return cls(*cache.decoded(images.val, share, images.size, config, "validation images"), config.batch_size)
+        return cls(*cache.decoded(images, images.val, share, "validation images"), batch_size)
 
-    def accuracy(self, forward):
+    def accuracy(self, forward: Callable[[paddle.Tensor], paddle.Tensor]) -> float:
         """Top-1 in percent over all ranks' shares."""
         counts = count_correct(forward, self.pixels, self.labels, self.batch_size)
         correct, images = runtime.total([counts[0], len(self.labels)])
         return 100 * correct / images
 
 
-def calibration_images(images, config):
-    """uint8 [calib_images, 3, S, S]: a seeded sample of training images, as many of each class as possible."""
-    chosen = data.balanced_sample(images.train.labels, config.calib_images, config.seed)
-    return cache.decoded(images.train, chosen, images.size, config, "calibration images")[0]
-
-
-def watch_standalone(images, config):
+def watch_standalone(images: data.ImageSet, batch_size: int) -> Callable[[ResNet48], dict[str, float]]:
     """The `watch` of `train.fit` for one net on its own: its accuracy with the running statistics."""
-    validation = Validation.of(images, config)
+    validation = Validation.of(images, batch_size)
 
     def watch(net):
         net.eval()
@@ -100,19 +167,19 @@ def watch_standalone(images, config):
     return watch
 
 
-def watch_supernet(images, config, space):
-    """The `watch` of `train.fit` for a supernet: the largest, the smallest and a few fixed archs, calibrated."""
+def watch_supernet(images: data.ImageSet, space: SearchSpace, calib_images: int, seed: int,
+                   batch_size: int) -> Callable[[Supernet], dict[str, float]]:
+    """The `watch` of `train.fit` for a supernet: the largest, the smallest and a few fixed archs of the space.
+
+    Each is calibrated on the images that `calibration_images` gives; with calib_images of 0 it inherits the statistics.
+    """
     rng = np.random.default_rng(0)
     archs = {"largest": space.largest(), "smallest": space.smallest(),
              **{f"random{i + 1}": space.sample(rng) for i in range(WATCHED_RANDOM_ARCHS)}}
-    validation, calibration = Validation.of(images, config), calibration_images(images, config)
+    validation, calibration = Validation.of(images, batch_size), calibration_images(images, calib_images, seed)
 
     def watch(net):
         net.eval()
-        accuracies = {}
-        for name, arch in archs.items():
-            norm = calibrate(net, arch, calibration).apply
-            accuracies[name] = validation.accuracy(lambda x: net(x, arch, norm=norm))
-        return accuracies
+        return {name: validation.accuracy(subnet(net, arch, calibration)) for name, arch in archs.items()}
 
     return watch

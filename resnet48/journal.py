@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,18 +26,37 @@ PLAN = "plan.json"
 LONGEST_GAP = 10  # usual gaps between two pieces: a longer one is a pause and tells nothing about the speed
 
 
+class Piece(NamedTuple):
+    """A unit of evaluation. kind: statistics of a shard, or counts of a shard on the images first .. last - 1."""
+
+    kind: str
+    first: int | None
+    last: int | None
+    shard: int
+
+    @property
+    def name(self) -> str:
+        """What its file is called, without the ending: `statistics-0002`, `counts-0000000-0000064-0002`."""
+        images = "" if self.first is None else f"{self.first:07d}-{self.last:07d}-"
+        return f"{self.kind}-{images}{self.shard:04d}"
+
+
 class Journal:
     """One evaluation's folder. plan: `inputs` (what it depends on), `codes` (listed), `images`, `chunk`, `shards`."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str):
+        """Raises `UserError` where the folder holds no readable plan."""
         self.folder = folder
         self.plan = files.read_json(os.path.join(folder, PLAN), "the plan of the evaluation")
 
     @classmethod
-    def open(cls, root, inputs, codes, images, chunk, shards, fresh=False):
+    def open(cls, root: str, inputs: dict, codes: Sequence[Sequence[str]], images: int, chunk: int, shards: int,
+             fresh: bool = False) -> "Journal":
         """The journal for these inputs below `root`, begun if it is not there; `fresh` forgets what was done before.
 
-        inputs: plain data, everything that the counts depend on. chunk and shards are those of whoever began.
+        inputs: plain data, everything that the counts depend on; codes: (key, arch code) of the list; images: how many;
+        chunk: images a piece. chunk and shards are those of whoever began.
+        Raises `UserError` where the folder cannot be written.
         """
         text = json.dumps({"format": FORMAT, "inputs": inputs, "codes": codes, "images": images}, sort_keys=True)
         folder = os.path.join(root, hashlib.sha256(text.encode()).hexdigest()[:16])
@@ -48,7 +69,7 @@ class Journal:
         return cls(folder)
 
     @classmethod
-    def newest(cls, root):
+    def newest(cls, root: str) -> "Journal":
         """The journal below `root` that was worked on last. Raises `UserError` if there is none."""
         found = [entry.path for entry in os.scandir(root) if os.path.exists(os.path.join(entry.path, PLAN))] \
             if os.path.isdir(root) else []
@@ -56,33 +77,36 @@ class Journal:
             raise UserError(f"there is no evaluation in {root}; `eval_supernet.py run` begins one")
         return cls(max(found, key=lambda folder: os.stat(folder).st_mtime))
 
-    def chunks(self):
+    def chunks(self) -> list[tuple[int, int]]:
         """(first, last) image of each chunk, last not included."""
         size, images = self.plan["chunk"], self.plan["images"]
         return [(first, min(first + size, images)) for first in range(0, images, size)]
 
-    def statistics_pieces(self):
-        return [f"statistics-{shard:04d}" for shard in range(self.plan["shards"])]
+    def statistics_pieces(self) -> list[Piece]:
+        """One per shard, in order."""
+        return [Piece("statistics", None, None, shard) for shard in range(self.plan["shards"])]
 
-    def counts_pieces(self, chunk=None):
-        """Names of the counts pieces: of one (first, last), or of all chunks in order."""
-        return [f"counts-{first:07d}-{last:07d}-{shard:04d}" for first, last in ([chunk] if chunk else self.chunks())
+    def counts_pieces(self, chunk: tuple[int, int] | None = None) -> list[Piece]:
+        """The counts pieces of one chunk, or of all chunks, in order."""
+        return [Piece("counts", first, last, shard) for first, last in ([chunk] if chunk else self.chunks())
                 for shard in range(self.plan["shards"])]
 
-    def path(self, piece):
-        return os.path.join(self.folder, piece + ".npy")
+    def path(self, piece: Piece) -> str:
+        return os.path.join(self.folder, piece.name + ".npy")
 
-    def has(self, piece):
+    def has(self, piece: Piece) -> bool:
         return os.path.exists(self.path(piece))
 
-    def write(self, piece, array):
+    def write(self, piece: Piece, array: np.ndarray) -> None:
+        """Raises `UserError` where the file cannot be written."""
         with files.replacing(self.path(piece)) as temporary:
             np.save(temporary, array)
 
-    def read(self, piece, mapped=False):
+    def read(self, piece: Piece, mapped: bool = False) -> np.ndarray:
+        """Raises `UserError` for a piece that is missing or torn."""
         return files.read_array(self.path(piece), mapped)
 
-    def progress(self):
+    def progress(self) -> tuple[list[tuple[int, int]], int, int, float | None]:
         """(chunks done for all archs, counts pieces done, counts pieces in all, pieces per second, or None)."""
         done = [piece for piece in self.counts_pieces() if self.has(piece)]
         chunks = [chunk for chunk in self.chunks() if all(map(self.has, self.counts_pieces(chunk)))]
@@ -91,8 +115,11 @@ class Journal:
         rate = len(at_work) / at_work.sum() if at_work.sum() > 0 else None
         return chunks, len(done), len(self.counts_pieces()), rate
 
-    def counts(self):
-        """Hits of every arch over the chunks that are done for all archs: (int64 [archs, 2], number of images)."""
+    def counts(self) -> tuple[np.ndarray, int]:
+        """Hits of every arch over the chunks that are done for all archs: (int64 [archs, 2], number of images).
+
+        Columns: top-1, top-5. Raises `UserError` for a torn piece.
+        """
         total, images = np.zeros((len(self.plan["codes"]), 2), "int64"), 0
         for first, last in self.progress()[0]:
             for piece in self.counts_pieces((first, last)):
@@ -103,10 +130,11 @@ class Journal:
 
 
 @contextlib.contextmanager
-def claimed(path):
+def claimed(path: str) -> Iterator[bool]:
     """Yield whether this process now holds `path`.lock; the system lets go of it however the process ends.
 
     Where the file system knows no locks everybody holds it: work may be done twice then, with the same result.
+    Raises `UserError` where the folder is gone or cannot be written.
     """
     try:
         file = open(path + ".lock", "w")
@@ -127,8 +155,9 @@ def claimed(path):
                 os.unlink(path + ".lock")
 
 
-def work_off(journal, pieces, do, share):
-    """Yield the name of each piece once it is there, by `do(piece)` here or by another process.
+def work_off(journal: Journal, pieces: Sequence[Piece], do: Callable[[Piece], object],
+             share: tuple[int, int]) -> Iterator[Piece]:
+    """Yield each piece once it is there, by `do(piece)` here or by another process.
 
     share: (rank, ranks) of this process, to begin at different places. Goes on until all pieces are there: what a
     lost process held is taken over by whoever is left.

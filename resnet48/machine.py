@@ -8,19 +8,24 @@ import ctypes
 import importlib.metadata
 import os
 import warnings
+from collections.abc import Mapping
 
 CPU_INFO = "/proc/cpuinfo"
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3  # numbers of <malloc.h>
 
 
-def settings(environment, cpus, is_amd, paddle):
+def local_ranks(environment: Mapping[str, str]) -> int:
+    """Processes of this run on this machine, as `paddle.distributed.launch` says in the environment: 1 without it."""
+    return max(1, int(environment.get("PADDLE_LOCAL_SIZE", 1)))
+
+
+def settings(environment: Mapping[str, str], cpus: int, is_amd: bool, paddle: str) -> dict[str, str]:
     """The environment variables to add: a pure function of what was found.
 
     environment: mapping of the variables that are set; cpus: CPUs this process may use; is_amd: the maker of the CPU;
     paddle: the installed version.
     """
-    local_ranks = max(1, int(environment.get("PADDLE_LOCAL_SIZE", 1)))  # set by paddle.distributed.launch
-    threads = str(max(1, cpus // local_ranks))
+    threads = str(max(1, cpus // local_ranks(environment)))
     wanted = {
         "OMP_NUM_THREADS": threads,  # MKL and OpenMP regions
         "FLAGS_paddle_num_threads": environment.get("OMP_NUM_THREADS", threads),  # Paddle's own pool

@@ -90,15 +90,14 @@ def versions():
     return {"paddle": paddle.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
 
 
-def require_shared_memory(workers, batch_bytes):
+def require_shared_memory(workers: int, batch_bytes: int) -> None:
     """Raise `UserError` unless the batches that Paddle's workers have ready at once fit into /dev/shm.
 
     Measured with 1 to 4 workers: two from each and one in use. A worker that finds no room dies of a bus error.
     """
     if not os.path.isdir("/dev/shm"):  # a system that keeps shared memory elsewhere
         return
-    local_ranks = max(1, int(os.environ.get("PADDLE_LOCAL_SIZE", 1)))  # set by paddle.distributed.launch
-    needed, room = local_ranks * (2 * workers + 1) * batch_bytes, os.statvfs("/dev/shm")
+    needed, room = machine.local_ranks(os.environ) * (2 * workers + 1) * batch_bytes, os.statvfs("/dev/shm")
     free = room.f_bavail * room.f_frsize
     if free < needed:
         raise UserError(f"/dev/shm has {free / 1e6:.1f} MB left, but batches from --num_workers {workers} need "

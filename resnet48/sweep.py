@@ -7,15 +7,18 @@ Then chunks of images, each walked over the whole tree.
 
 import os
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import paddle
 
-from . import cache, data, engine, evaluate, layers, runtime, tree, walk
+from . import data, engine, evaluate, layers, machine, runtime, tree, walk
+from .arch import ArchConfig, SearchSpace
 from .errors import UserError
-from .evaluate import hits
+from .evaluate import Sample, hits
 from .journal import Journal, work_off
 from .models import Supernet
+from .submission import Entry
 
 ARCHS_PER_SHARD = 500  # the published list then costs 0.2 % more blocks than in one piece
 SECONDS_PER_PIECE = 60  # aimed at; what an interruption may cost
@@ -24,63 +27,61 @@ SMALLEST_CHUNK = 16  # images; smaller ones leave a device idle
 DENSE_FROM = 200  # archs times chunks: fewer do not repay laying weights out as dense matrices
 RATE_ARCHS = 20  # walked to measure a rate
 SHARE_OF_MEMORY = 0.25  # of the machine's, divided among its processes
+DTYPES = {"none": "float32", "fp16": "float16", "bf16": "bfloat16"}  # `amp` of a journal's inputs -> of the tensors
 
 
-def open_journal(root, digest, entries, steps, images, net, config):
+def open_journal(root: str, digest: str, entries: Sequence[Entry], steps: Sequence[tree.Step], net: Supernet,
+                 sample: Sample, precision: str = "fp32", chunk: int | None = None, fresh: bool = False) -> Journal:
     """The `journal.Journal` of this evaluation below `root`.
 
-    digest: SHA-256 of the weights; steps: `tree.walk` of the entries' archs.
+    digest: SHA-256 of the weights; steps: `tree.walk` of the entries' archs; precision of the computation: fp32, fp16
+    or bf16; chunk: images walked through the tree at once, None to choose; fresh: forget what was done before.
 
-    Raises `UserError` for `--fresh` in one of several processes, each of which would forget the others' work.
+    Raises `UserError` for `fresh` in one of several processes, each of which would forget the others' work.
     """
-    if config.fresh and runtime.ranks() > 1:
+    if fresh and runtime.ranks() > 1:
         raise UserError(f"--fresh is for one process, not for {runtime.ranks()}: delete {root} and go without it")
-    order, calibration = chosen(images, config)
-    inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": {"fp32": "none"}.get(config.precision, config.precision),
-              "validation": cache.fingerprint(images.val, order, images.size, config.skip_bad_images),
-              "calibration": cache.fingerprint(images.train, calibration, images.size, config.skip_bad_images)
-              if len(calibration) else None}
+    images, amp = sample.images, "none" if precision == "fp32" else precision
+    inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": amp,
+              **sample.fingerprints()}
     shards = -(-len(entries) // ARCHS_PER_SHARD)
     # Fewer than asked for where unreadable ones are left out.
-    count = len(validation(images, order, config)[1]) if config.skip_bad_images else len(order)
-    chunk = config.chunk or choose_chunk(tree.cost(steps, images.size, net.num_classes), shards, count)
-    return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards,
-                        config.fresh)
+    count = len(sample.validation_images[1]) if images.skip_bad else len(sample.validation)
+    chunk = chunk or choose_chunk(tree.cost(steps, images.size, net.num_classes), shards, count)
+    return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards, fresh)
 
 
-def run(net, journal, steps, images, config):
+def run(net: Supernet, journal: Journal, steps: Sequence[tree.Step], sample: Sample) -> tuple[np.ndarray, int]:
     """Do what is left of a journal's pieces, together with whoever else works on it; `Journal.counts` of all of them.
 
-    steps: as for `open_journal`. Raises `UserError` if pieces have been deleted meanwhile.
+    steps, sample: as for `open_journal`. Raises `UserError` if pieces have been deleted meanwhile.
     """
     net.eval()
     share = runtime.rank(), runtime.ranks()
-    parts = dict(enumerate(tree.shards(steps, journal.plan["shards"])))
-    order, calibration = chosen(images, config)
-    pixels, labels = validation(images, order, config)
+    parts = tree.shards(steps, journal.plan["shards"])
+    pixels, labels = sample.validation_images
     kept = int(_memory() * SHARE_OF_MEMORY / 2)
     walks = len(steps) * len(journal.chunks())
     dense_up_to = engine.DENSE_UP_TO if walks >= DENSE_FROM else engine.DENSE_ONCE_UP_TO
-    if len(calibration):
-        batch = evaluate.calibration_images(images, config)
+    calibration = sample.calibration_images
+    if calibration is not None:
         weights = walk.Weights(net, kept, dense_up_to=dense_up_to)
 
         def measure(piece):
             measuring = walk.Measuring()
-            walk.run(weights, parts[_shard(piece)], data.normalize(paddle.to_tensor(np.array(batch))), measuring)
+            walk.run(weights, parts[piece.shard], data.normalize(paddle.to_tensor(np.array(calibration))), measuring)
             journal.write(piece, measuring.values())
 
         pieces = _left(journal, journal.statistics_pieces(), "statistics")
         for _ in runtime.progress(work_off(journal, pieces, measure, share), len(pieces), "statistics"):
             pass
-    dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.precision]
-    weights = walk.Weights(net, kept, dtype, dense_up_to)
+    weights = walk.Weights(net, kept, DTYPES[journal.plan["inputs"]["amp"]], dense_up_to)
 
     def count(piece):
-        first, last = (int(part) for part in piece.split("-")[1:3])
-        norm = walk.Tape(journal.read(journal.statistics_pieces()[_shard(piece)], mapped=True)) if len(calibration) \
-            else layers.batch_norm
-        journal.write(piece, count_chunk(weights, parts[_shard(piece)], pixels[first:last], labels[first:last], norm))
+        chunk = slice(piece.first, piece.last)
+        norm = layers.batch_norm if calibration is None else \
+            walk.Tape(journal.read(journal.statistics_pieces()[piece.shard], mapped=True))
+        journal.write(piece, count_chunk(weights, parts[piece.shard], pixels[chunk], labels[chunk], norm))
 
     pieces = _left(journal, journal.counts_pieces(), "counts")
     for _ in runtime.progress(work_off(journal, pieces, count, share), len(pieces), "pieces"):
@@ -91,8 +92,12 @@ def run(net, journal, steps, images, config):
     return counts, total
 
 
-def count_chunk(weights, steps, pixels, labels, norm):
-    """Hits of the archs of a walk on some images: int64 [archs, 3], the index in the list, top-1 and top-5."""
+def count_chunk(weights: walk.Weights, steps: Sequence[tree.Step], pixels: np.ndarray, labels: np.ndarray,
+                norm: Callable) -> np.ndarray:
+    """Hits of the archs of a walk on some images: int64 [archs, 3], the index in the list, top-1 and top-5.
+
+    pixels: uint8 [N, 3, S, S]; labels: int64 [N]; norm: as for `walk.run`.
+    """
     labels, found = paddle.to_tensor(labels), []
     walk.run(weights, steps, data.normalize(paddle.to_tensor(np.array(pixels))), norm,
              lambda _, logits: found.append(hits(logits, labels)))
@@ -100,18 +105,7 @@ def count_chunk(weights, steps, pixels, labels, norm):
     return np.concatenate([np.array([[step.leaf] for step in steps]), counts], axis=1)
 
 
-def chosen(images, config):
-    """(validation, calibration) indices. Both balanced over the classes, so that every chunk is a fair sample."""
-    count = config.val_images or len(images.val)
-    return (data.balanced_sample(images.val.labels, count, config.seed),
-            data.balanced_sample(images.train.labels, config.calib_images, config.seed))
-
-
-def validation(images, order, config):
-    return cache.decoded(images.val, order, images.size, config, "validation images")
-
-
-def choose_chunk(cost, shards, images):
+def choose_chunk(cost: tree.Cost, shards: int, images: int) -> int:
     """Images per chunk: what fits into memory and takes about a minute per piece. cost: of the whole walk."""
     device = "gpu" if paddle.device.get_device().startswith("gpu") else "cpu"
     rate = FLOPS_GUESS[device] * (int(os.environ.get("OMP_NUM_THREADS", 1)) if device == "cpu" else 1)
@@ -124,8 +118,7 @@ def _memory():
     """Bytes that one process of this machine may count on."""
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.get_device_properties().total_memory
-    processes = max(1, int(os.environ.get("PADDLE_LOCAL_SIZE", 1)))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / machine.local_ranks(os.environ)
 
 
 def _left(journal, pieces, what):
@@ -135,20 +128,18 @@ def _left(journal, pieces, what):
     return left
 
 
-def _shard(piece):
-    return int(piece.split("-")[-1])
+def counts_one_by_one(net: Supernet, archs: Sequence[ArchConfig], sample: Sample,
+                      batch_size: int) -> tuple[np.ndarray, int]:
+    """The same counts by the plain reference, each arch on its own: (int64 [archs, 2], number of images).
 
-
-def counts_one_by_one(net, archs, images, config):
-    """The same counts by the plain reference, each arch on its own: (int64 [archs, 2], number of images)."""
-    order, calibration = chosen(images, config)
-    pixels, labels = validation(images, order, config)
-    batch = evaluate.calibration_images(images, config) if len(calibration) else None
-    counts = evaluate.one_by_one(net, archs, batch, pixels, labels, config.batch_size)
+    batch_size: validation images at a time.
+    """
+    pixels, labels = sample.validation_images
+    counts = evaluate.one_by_one(net, archs, sample.calibration_images, pixels, labels, batch_size)
     return np.array(list(runtime.progress(counts, len(archs), "subnets"))), len(labels)
 
 
-def measured_rate(archs, image_size, num_classes, space):
+def measured_rate(archs: Sequence[ArchConfig], image_size: int, num_classes: int, space: SearchSpace) -> float:
     """FLOP per second of this process on a walk over a few of the archs, with weights that mean nothing."""
     steps = tree.walk(archs[:RATE_ARCHS])
     net = Supernet(space, num_classes)
@@ -162,8 +153,13 @@ def measured_rate(archs, image_size, num_classes, space):
     return flops / (time.perf_counter() - started)
 
 
-def plan_text(archs, image_size, images, num_classes, space, chunk, ranks, calib_images, rate=None):
-    """What an evaluation would cost, as text. rate: FLOP per second of one process; measured if not given."""
+def plan_text(archs: Sequence[ArchConfig], image_size: int, images: int, num_classes: int, space: SearchSpace,
+              chunk: int | None, ranks: int, calib_images: int, rate: float | None = None) -> str:
+    """What an evaluation would cost, as text.
+
+    image_size: in pixels; images, calib_images: how many; chunk: images at once, None to choose; ranks: processes;
+    rate: FLOP per second of one process, measured if not given.
+    """
     steps = tree.walk(archs)
     whole, single = tree.cost(steps, image_size, num_classes), tree.alone(archs, image_size, num_classes)
     shards = -(-len(archs) // ARCHS_PER_SHARD)
@@ -191,7 +187,7 @@ def plan_text(archs, image_size, images, num_classes, space, chunk, ranks, calib
         f"{24 * len(archs) * chunks / 1e9:.3f} GB counts"))
 
 
-def status_text(journal):
+def status_text(journal: Journal) -> str:
     """How far an evaluation is, as text."""
     chunks, done, pieces, rate = journal.progress()
     counts, images = journal.counts()

@@ -129,9 +129,9 @@ def _train(run, images, settings, validate, stop):
     world_size, rank, vote = runtime.ranks(), runtime.rank(), False
     roles = recipes.roles([span.stage for span in run.spans])
     since, show = meter.Meter(run.step, roles), _shower(settings, run.step, roles)
-    shown = cache.for_training(images, settings)
+    shown = cache.for_training(images) if settings.train_cache else images
     taken = batches.batches(shown, run.step, run.steps, settings.batch_size, settings.seed, rank, world_size,
-                            settings.num_workers, runtime.note)
+                            runtime.note)
     run.net.train()
     with batches.dead_workers_named(), contextlib.closing(taken):
         for step in runtime.counting(run.step, run.steps, "steps"):
@@ -269,6 +269,8 @@ def require_runnable(images: data.ImageSet, settings: TrainSettings) -> None:
     """Raise `UserError` now, before images are decoded, for a run that could not take a step or keep anything."""
     files.require_writable(os.path.join(settings.save_dir, "config.yaml"))
     per_epoch = batches.steps_per_epoch(images, settings.batch_size, runtime.ranks())
+    if settings.train_cache:
+        cache.require_folder(images)
     if settings.batch_size % settings.accumulate:
         raise UserError(f"--accumulate {settings.accumulate} must divide --batch_size {settings.batch_size}")
     if settings.clip_norm and settings.clip_value:

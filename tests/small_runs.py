@@ -60,13 +60,13 @@ SANDWICH = Kind(lambda classes: Supernet(SPACE, classes), objectives.InPlaceDist
 FIXED_TEACHER = Kind(lambda classes: Supernet(SPACE, classes), fixed_teacher(), smallest_then_random)
 
 
-def images(count=24, classes=CLASSES):
+def images(count=24, classes=CLASSES, workers=0):
     rng = np.random.default_rng(0)
 
     def split(size):
         return data.Split(rng.integers(0, 256, (size, 20, 18)).astype("uint8"), np.arange(size) % len(classes))
 
-    return data.ImageSet("test images", classes, split(count), split(9), 16)
+    return data.ImageSet("test images", classes, split(count), split(9), 16, workers=workers)
 
 
 def fit(kind, settings, stop_after=None, validate=None, image_set=None, build_first=False, number=signal.SIGTERM):
@@ -83,7 +83,8 @@ def fit(kind, settings, stop_after=None, validate=None, image_set=None, build_fi
         return kind.archs(step)
 
     try:
-        train.fit(net, kind._replace(archs=archs).stages(), image_set or images(), settings, validate)
+        train.fit(net, kind._replace(archs=archs).stages(), image_set or images(workers=settings.num_workers), settings,
+                  validate)
     except Stopped:
         assert asked
         return None

@@ -114,7 +114,7 @@ def test_a_missing_word_or_setting_is_named(here, words, sentence):
 
 
 def test_memory_that_does_not_suffice_is_one_sentence(here, monkeypatch):
-    def too_much(_):
+    def too_much(*_, **__):
         raise MemoryError("(ResourceExhausted) Fail to alloc memory of 58799999412 size.\n  [Hint: ...]")
 
     monkeypatch.setattr("resnet48.data.load", too_much)
@@ -207,5 +207,5 @@ def test_a_malformed_list_is_refused_with_the_key_before_any_work(here, monkeypa
     if content is not None:
         raw = content if isinstance(content, (str, bytes)) else json.dumps(content)
         (here / "list.json").write_bytes(raw if isinstance(raw, bytes) else raw.encode())
-    monkeypatch.setattr("resnet48.data.load", lambda _: pytest.fail("images were read"))
+    monkeypatch.setattr("resnet48.data.load", lambda *_, **__: pytest.fail("images were read"))
     assert sentence in refusal(words, here)

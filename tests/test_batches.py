@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from PIL import Image
 from resnet48 import batches, data
 
 
-def numbered(count=24, size=8):
+def numbered(count=24, size=8, workers=0):
     """Training images of random pixels whose labels number them."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, 12, 10)).astype("uint8")
-    return data.ImageSet("test images", ("only",), data.Split(pixels, np.arange(count)), None, size)
+    return data.ImageSet("test images", ("only",), data.Split(pixels, np.arange(count)), None, size, workers=workers)
 
 
 def on_disk(folder, count, broken=()):
@@ -32,7 +33,8 @@ def on_disk(folder, count, broken=()):
 
 def run(images, first=0, last=6, batch_size=4, seed=0, rank=0, ranks=1, workers=0, report=lambda text: None):
     """All batches as (pixels [B, 3, S, S], labels [B]), stacked over the steps."""
-    taken = list(batches.batches(images, first, last, batch_size, seed, rank, ranks, workers, report))
+    images = replace(images, workers=workers)
+    taken = list(batches.batches(images, first, last, batch_size, seed, rank, ranks, report))
     return tuple(np.stack([batch[i].numpy() for batch in taken]) for i in (0, 1))
 
 
@@ -90,13 +92,13 @@ def test_starting_at_a_step_gives_the_batches_of_running_through(first, workers)
 
 
 def test_nothing_is_left_to_do_at_the_last_step():
-    assert list(batches.batches(numbered(), 6, 6, 4, 0, 0, 1, 2, print)) == []
+    assert list(batches.batches(numbered(workers=2), 6, 6, 4, 0, 0, 1, print)) == []
 
 
 # ---- worker processes
 
 def test_stopping_early_ends_the_workers():
-    found = batches.batches(numbered(), 0, 10 ** 6, 4, 0, 0, 1, 2, print)
+    found = batches.batches(numbered(workers=2), 0, 10 ** 6, 4, 0, 0, 1, print)
     next(found)
     assert len(multiprocessing.active_children()) == 2
     found.close()
@@ -104,7 +106,7 @@ def test_stopping_early_ends_the_workers():
 
 
 def test_an_interrupt_on_the_keyboard_is_left_to_the_main_process():
-    found = batches.batches(numbered(), 0, 10 ** 6, 4, 0, 0, 1, 1, print)
+    found = batches.batches(numbered(workers=1), 0, 10 ** 6, 4, 0, 0, 1, print)
     next(found)
     (worker,) = multiprocessing.active_children()
     for number in (signal.SIGINT, signal.SIGUSR1):
@@ -121,7 +123,7 @@ from resnet48.errors import exit_on_user_error
 from test_batches import numbered
 
 def main():
-    found = batches.batches(numbered(), 0, 10 ** 6, 4, 0, 0, 1, 2, print)
+    found = batches.batches(numbered(workers=2), 0, 10 ** 6, 4, 0, 0, 1, print)
     with batches.dead_workers_named():
         next(found)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)

@@ -1,5 +1,6 @@
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import processes
@@ -7,7 +8,6 @@ import pytest
 from commands import PATIENCE, image_folder
 
 from resnet48 import cache, data
-from resnet48.options import EvalSettings
 from resnet48.errors import UserError
 
 SIZE = 20
@@ -20,12 +20,12 @@ def images(tmp_path):
 
 
 def load(folder, size=SIZE):
-    return data.load(EvalSettings(image_dir=str(folder), image_size=size))
+    return data.load(str(folder), size)
 
 
 def decoded(images, folder, indices=range(9), size=SIZE, skip_bad=False, workers=1):
-    config = EvalSettings(cache_dir=str(folder), skip_bad_images=skip_bad, num_workers=workers)
-    return cache.decoded(images.val, indices, size, config, "images")
+    images = replace(images, size=size, cache_dir=folder and str(folder), skip_bad=skip_bad, workers=workers)
+    return cache.decoded(images, images.val, indices, "images")
 
 
 def assert_decoded(found, images, indices=range(9), size=SIZE):
@@ -67,12 +67,12 @@ def test_the_second_call_decodes_nothing(images, tmp_path, monkeypatch):
 def test_without_a_folder_nothing_is_written(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = os.listdir(tmp_path)
-    assert_decoded(cache.decoded(images.val, range(9), SIZE, EvalSettings(), "images"), images)
+    assert_decoded(decoded(images, None), images)
     assert os.listdir(tmp_path) == before
 
 
 def test_built_in_images_are_kept_too(tmp_path, monkeypatch):
-    digits = data.load(EvalSettings())
+    digits = data.load()
     assert_decoded(decoded(digits, tmp_path / "cache", size=32), digits, size=32)
     forbid_decoding(monkeypatch)
     decoded(digits, tmp_path / "cache", size=32)
@@ -175,9 +175,8 @@ def test_a_link_to_nothing_is_named_too(images, tmp_path):
 def test_if_no_image_is_left_that_is_an_error(images, tmp_path, cached):
     for path in images.val.images:
         spoil(path)
-    config = EvalSettings(cache_dir=str(tmp_path / "cache") if cached else None, skip_bad_images=True)
     with pytest.raises(UserError, match="^none of the 9 images is readable$"):
-        cache.decoded(images.val, range(9), SIZE, config, "images")
+        decoded(images, tmp_path / "cache" if cached else None, skip_bad=True)
 
 
 # ---- crashes, full disks, several processes

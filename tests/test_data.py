@@ -4,7 +4,6 @@ import pytest
 from PIL import Image
 
 from resnet48 import batches, data, views
-from resnet48.options import TrainSettings
 from resnet48.data import BadImage
 from resnet48.errors import UserError
 
@@ -37,7 +36,7 @@ def make_folder(root, train, val):
 
 
 def load(root, size=32):
-    return data.load(TrainSettings(image_dir=str(root), image_size=size))
+    return data.load(str(root), size)
 
 
 def decoded(path, size=32):
@@ -305,7 +304,7 @@ def test_a_sample_smaller_than_the_number_of_classes_is_spread_over_all_of_them(
 
 
 def test_the_built_in_digits_are_a_fixed_split_of_whole_digits_in_every_class():
-    images, again = data.load(TrainSettings()), data.load(TrainSettings(seed=5))
+    images, again = data.load(), data.load()
     assert images.size == 32 and images.classes == tuple("0123456789") and not images.flip
     assert (len(images.train), len(images.val)) == (1437, 360)
     assert np.array_equal(images.val.images, again.val.images) and np.array_equal(images.val.labels, again.val.labels)
@@ -318,12 +317,18 @@ def test_the_built_in_digits_are_a_fixed_split_of_whole_digits_in_every_class():
 
 
 def test_settings_change_the_size_and_the_smallest_crop_of_the_digits():
-    images = data.load(TrainSettings(image_size=48, crop_scale=0.3))
+    images = data.load(size=48, crop_scale=0.3)
     assert (images.size, images.crop_scale) == (48, 0.3)
 
 
 def test_a_batch_larger_than_the_training_set_is_an_error_that_says_so():
-    images = data.load(TrainSettings())
+    images = data.load()
     assert batches.steps_per_epoch(images, 100, 2) == 7
     with pytest.raises(UserError, match="--batch_size 800 on 2 .* more than the 1437 training images"):
         batches.steps_per_epoch(images, 800, 2)
+
+
+def test_a_part_for_a_dry_run_is_spread_over_the_classes_and_kept_nowhere(tmp_path):
+    images = data.cut(data.load(cache_dir=str(tmp_path)), 20, 10)
+    assert np.bincount(images.train.labels).tolist() == [2] * 10 and np.bincount(images.val.labels).tolist() == [1] * 10
+    assert images.cache_dir is None

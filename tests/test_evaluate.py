@@ -4,7 +4,6 @@ import pytest
 from small_runs import SPACE, images, same, values
 
 from resnet48 import data, evaluate, layers, runtime
-from resnet48.options import TrainSettings
 from resnet48.models import Supernet, extract
 
 
@@ -25,10 +24,6 @@ def pixels(count=12, size=16, seed=0):
 
 def labels(count=12, classes=7):
     return np.random.default_rng(1).integers(0, classes, count)
-
-
-def config(seed=0, calib_images=9):
-    return TrainSettings(seed=seed, calib_images=calib_images, num_workers=0, batch_size=4)
 
 
 # ---- calibration
@@ -107,12 +102,12 @@ def test_a_subnet_on_its_own_calibrated_is_the_calibrated_subnet(supernet, rng):
 
 def test_calibration_images_are_a_seeded_balanced_sample_of_the_training_images():
     image_set = images()
-    chosen = evaluate.calibration_images(image_set, config(calib_images=9))
+    chosen = evaluate.calibration_images(image_set, 9, seed=0)
     views, of_view = data.decode(image_set.train, range(24), 16)
     found = [int(np.flatnonzero((views == each).all(axis=(1, 2, 3)))[0]) for each in chosen]
     assert len(set(found)) == 9 and np.bincount(of_view[found]).tolist() == [3, 3, 3]
-    assert np.array_equal(chosen, evaluate.calibration_images(image_set, config(calib_images=9)))
-    assert not np.array_equal(chosen, evaluate.calibration_images(image_set, config(seed=1, calib_images=9)))
+    assert np.array_equal(chosen, evaluate.calibration_images(image_set, 9, seed=0))
+    assert not np.array_equal(chosen, evaluate.calibration_images(image_set, 9, seed=1))
 
 
 # ---- counts
@@ -184,7 +179,7 @@ def test_the_ranks_share_out_the_validation_images(monkeypatch, ranks):
     monkeypatch.setattr(runtime, "ranks", lambda: ranks)
     for rank in range(ranks):
         monkeypatch.setattr(runtime, "rank", lambda rank=rank: rank)
-        shares.append(evaluate.Validation.of(image_set, config()))
+        shares.append(evaluate.Validation.of(image_set, 4))
     everything, of_everything = data.decode(image_set.val, range(9), 16)
     for rank, share in enumerate(shares):
         assert np.array_equal(share.pixels, everything[rank::ranks])
@@ -199,11 +194,11 @@ def test_an_accuracy_is_in_percent_of_all_images():
 
 def test_the_watched_archs_are_the_same_for_every_seed_and_seen_calibrated(supernet):
     image_set = images(classes=tuple("abcdefg"))
-    watch = evaluate.watch_supernet(image_set, config(seed=0), SPACE)
+    watch = evaluate.watch_supernet(image_set, SPACE, 9, 0, 4)
     before, accuracies = values(supernet), watch(supernet)
     assert same(values(supernet), before)
-    calibration = evaluate.calibration_images(image_set, config())
-    validation = evaluate.Validation.of(image_set, config())
+    calibration = evaluate.calibration_images(image_set, 9, seed=0)
+    validation = evaluate.Validation.of(image_set, 4)
     for name, arch in (("largest", SPACE.largest()), ("smallest", SPACE.smallest())):
         counts = next(evaluate.one_by_one(supernet, [arch], calibration, validation.pixels, validation.labels, 4))
         assert accuracies[name] == pytest.approx(100 * counts[0] / 9)
@@ -211,6 +206,19 @@ def test_the_watched_archs_are_the_same_for_every_seed_and_seen_calibrated(super
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "calibrate", lambda net, arch, given, real=evaluate.calibrate:
                       asked.append(arch) or real(net, arch, given))
-        evaluate.watch_supernet(image_set, config(seed=5), SPACE)(supernet)
+        evaluate.watch_supernet(image_set, SPACE, 9, 5, 4)(supernet)
         watch(supernet)
     assert asked[:4] == asked[4:] and len(set(asked)) == 4
+
+
+def test_without_calibration_images_everything_inherits_the_running_statistics(supernet, monkeypatch):
+    image_set, arch = images(classes=tuple("abcdefg")), SPACE.smallest()
+    assert evaluate.calibration_images(image_set, 0, seed=0) is None
+    assert evaluate.Sample.of(image_set, None, 0, seed=0).calibration_images is None
+    alone = extract(supernet, arch)
+    before = values(alone)
+    evaluate.calibrate_alone(alone, None)
+    assert same(values(alone), before)
+    monkeypatch.setattr(evaluate, "calibrate", None)
+    accuracies = evaluate.watch_supernet(image_set, SPACE, 0, 0, 4)(supernet)
+    assert accuracies["smallest"] == pytest.approx(evaluate.watch_standalone(image_set, 4)(alone)["val"])

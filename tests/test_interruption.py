@@ -123,7 +123,7 @@ def test_a_process_that_decodes_images_and_dies_is_one_clear_sentence(tmp_path, 
 
 
 def test_an_interrupt_before_training_leaves_no_stack_trace_and_nothing_behind(tmp_path, monkeypatch):
-    def interrupted(_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(data, "load", interrupted)

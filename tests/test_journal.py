@@ -22,7 +22,7 @@ def open_journal(root, inputs=INPUTS, codes=CODES, images=10, chunk=4, shards=2,
 
 def rows(piece):
     """Counts for a piece over CODES in two shards: archs 2 and 0, then arch 1."""
-    return np.array([[2, 1, 2], [0, 1, 3]] if piece.endswith("0000") else [[1, 2, 2]])
+    return np.array([[2, 1, 2], [0, 1, 3]] if piece.shard == 0 else [[1, 2, 2]])
 
 
 def fill(journal, pieces):
@@ -52,8 +52,23 @@ def end(process):
 # ---- what a journal is named by
 
 def test_the_same_inputs_find_the_same_journal_again(tmp_path):
-    fill(open_journal(tmp_path), ["counts-0000000-0000004-0000"])
-    assert open_journal(tmp_path).has("counts-0000000-0000004-0000")
+    first = open_journal(tmp_path).counts_pieces()[0]
+    fill(open_journal(tmp_path), [first])
+    assert open_journal(tmp_path).has(first)
+
+
+def test_the_folder_and_its_files_are_named_as_they_have_always_been(tmp_path):
+    journal = open_journal(tmp_path)
+    assert journal.folder == str(tmp_path / "0bfb5fada5b82cfa")
+    with open(os.path.join(journal.folder, "plan.json")) as file:
+        assert file.read() == (
+            '{"inputs": {"weights": "w", "validation": "v"}, "codes": [["arch1", "c1"], ["arch2", "c2"], '
+            '["arch3", "c3"]], "images": 10, "chunk": 4, "shards": 2}')
+    assert [os.path.relpath(journal.path(piece), journal.folder)
+            for piece in (*journal.statistics_pieces(), *journal.counts_pieces())] == [
+        "statistics-0000.npy", "statistics-0001.npy", "counts-0000000-0000004-0000.npy",
+        "counts-0000000-0000004-0001.npy", "counts-0000004-0000008-0000.npy", "counts-0000004-0000008-0001.npy",
+        "counts-0000008-0000010-0000.npy", "counts-0000008-0000010-0001.npy"]
 
 
 @pytest.mark.parametrize("change", [
@@ -153,7 +168,8 @@ def test_half_written_pieces_count_for_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         journal.write(piece, half)
     assert os.listdir(journal.folder) == ["plan.json"]
-    with open(os.path.join(journal.folder, f".{piece}.npy.abc123.npy"), "wb") as file:  # what a killed process leaves
+    left_by_a_killed_process = os.path.join(journal.folder, f".{piece.name}.npy.abc123.npy")
+    with open(left_by_a_killed_process, "wb") as file:
         file.write(b"half")
     assert not journal.has(piece) and journal.progress()[1] == 0
 

@@ -21,6 +21,12 @@ def test_the_ranks_of_one_machine_divide_its_cpus(cpus, ranks, threads):
     assert (added["OMP_NUM_THREADS"], added["FLAGS_paddle_num_threads"]) == (threads, threads)
 
 
+@pytest.mark.parametrize("environment, ranks", [({}, 1), ({"PADDLE_LOCAL_SIZE": "3"}, 3),
+                                                ({"PADDLE_LOCAL_SIZE": "0"}, 1)])
+def test_the_processes_on_this_machine_are_those_that_the_launcher_names(environment, ranks):
+    assert machine.local_ranks(environment) == ranks
+
+
 def test_transpositions_are_carried_out_at_once_in_2_6_only():
     assert machine.settings({}, 2, True, "2.6.2")["FLAGS_use_stride_kernel"] == "0"
     assert "FLAGS_use_stride_kernel" not in machine.settings({}, 2, True, "3.3.1")

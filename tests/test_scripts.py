@@ -261,14 +261,13 @@ def test_verify_tells_the_checkpoint_of_a_submission_from_another(tmp_path, phot
 
 
 def test_an_exported_subnet_gives_the_logits_of_the_calibrated_subnet(tmp_path, photos, supernet):
-    from resnet48 import checkpoint, config, options, data, evaluate as evaluation, models
+    from resnet48 import checkpoint, data, evaluate as evaluation, models
     from resnet48.arch import ArchConfig
     good(call("eval_supernet.py", "export", "--checkpoint", supernet, "--arch", SMALLEST, "--image_dir", photos,
               "--image_size", 32, "--calib_images", 8, "--output", tmp_path / "subnet"))
     net = checkpoint.build_supernet(checkpoint.read(supernet))
     subnet = models.extract(net, ArchConfig.parse(SMALLEST, net.space))
-    settings = options.ExportSettings(image_dir=photos, image_size=32, calib_images=8)
-    evaluation.calibrate_alone(subnet, evaluation.calibration_images(data.load(settings), settings))
+    evaluation.calibrate_alone(subnet, evaluation.calibration_images(data.load(photos, 32), 8, seed=0))
     subnet.eval()
     images = paddle.randn([2, 3, 32, 32])
     exported = paddle.jit.load(str(tmp_path / "subnet"))

@@ -1,16 +1,19 @@
 """The evaluator against the plain reference that runs each arch on its own, and what its pieces are named by."""
 
+import hashlib
+import json
 import os
+import pathlib
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import paddle
 import pytest
 from commands import image_folder
 
-from resnet48 import data, evaluate, runtime, sweep, tree, walk
+from resnet48 import cache, data, evaluate, runtime, sweep, tree, walk
 from resnet48.arch import FULL, POOL, ArchConfig
-from resnet48.options import EvalSettings
 from resnet48.errors import UserError
 from resnet48.journal import Journal
 from resnet48.models import Supernet
@@ -71,20 +74,23 @@ def archs_of(space, kind):
     return [ArchConfig.parse(code[:5] + digit + code[6:], space) for digit in "12"]  # both 4 channels, or both 2
 
 
-def evaluated(root, net, archs, images, digest="weights", **settings):
-    """Counts and number of images of an evaluation over the tree, below `root`."""
-    config = EvalSettings(**{"calib_images": 28, "chunk": 32, **settings})
-    journal = opened(root, net, archs, images, digest, config)
-    return sweep.run(net, journal, tree.walk(archs), images, config)
+def sample(images, val_images=None, calib_images=28, seed=0):
+    return evaluate.Sample.of(images, val_images, calib_images, seed)
 
 
-def opened(root, net, archs, images, digest="weights", config=EvalSettings(calib_images=28, chunk=32)):
+def evaluated(root, net, archs, images, digest="weights", chunk=32, fresh=False, **which):
+    """Counts and number of images of an evaluation over the tree, below `root`. which: images, see `sample`."""
+    chosen = sample(images, **which)
+    return sweep.run(net, opened(root, net, archs, chosen, digest, chunk, fresh), tree.walk(archs), chosen)
+
+
+def opened(root, net, archs, chosen, digest="weights", chunk=32, fresh=False, precision="fp32"):
     entries = [Entry(f"arch{place}", arch.code, arch) for place, arch in enumerate(archs)]
-    return sweep.open_journal(str(root), digest, entries, tree.walk(archs), images, net, config)
+    return sweep.open_journal(str(root), digest, entries, tree.walk(archs), net, chosen, precision, chunk, fresh)
 
 
-def one_by_one(net, archs, images, **settings):
-    return sweep.counts_one_by_one(net, archs, images, EvalSettings(**{"calib_images": 28, **settings}))
+def one_by_one(net, archs, images, **which):
+    return sweep.counts_one_by_one(net, archs, sample(images, **which), batch_size=256)
 
 
 def assert_same(found, expected):
@@ -128,17 +134,16 @@ def test_unreadable_images_are_left_out_of_both(tmp_path, net):
     for name in ("val/2/0.JPEG", "train/5/1.png"):
         with open(os.path.join(folder, name), "wb") as file:
             file.write(b"not an image")
-    images, archs = load(folder), archs_of(SPACES["pool"], "random")[:3]
-    settings = {"skip_bad_images": True, "calib_images": 100}
-    found = evaluated(tmp_path / "journal", net, archs, images, **settings)
-    assert_same(found, one_by_one(net, archs, images, **settings))
+    images, archs = load(folder, skip_bad=True), archs_of(SPACES["pool"], "random")[:3]
+    found = evaluated(tmp_path / "journal", net, archs, images, calib_images=100)
+    assert_same(found, one_by_one(net, archs, images, calib_images=100))
     assert found[1] == 20
 
 
 # ---- what pieces are named by
 
-def load(folder, size=32):
-    return data.load(EvalSettings(image_dir=str(folder), image_size=size))
+def load(folder, size=32, skip_bad=False):
+    return data.load(str(folder), size, skip_bad=skip_bad)
 
 
 @pytest.fixture(scope="module")
@@ -150,14 +155,16 @@ def folder(tmp_path_factory):
     ({"digest": "others"}, "weights"), ({"archs": 2}, ""), ({"size": 28}, "calibration image_size validation"),
     ({"calib_images": 27}, "calibration"), ({"calib_images": 0}, "calibration"), ({"precision": "fp16"}, "amp"),
     ({"seed": 1}, "calibration validation"), ({"val_images": 20}, "validation"),
-    ({"skip_bad_images": True}, "calibration validation"), ({"space": POOL.narrowed(WIDTHS, 2)}, "space")])
+    ({"skip_bad": True}, "calibration validation"), ({"space": POOL.narrowed(WIDTHS, 2)}, "space")])
 def test_a_changed_input_uses_no_piece_of_another_evaluation(tmp_path, folder, net, change, differs):
-    archs, images = archs_of(SPACES["pool"], "random")[:3], load(folder)
-    before = opened(tmp_path, net, archs, images)
-    config = EvalSettings(**{"calib_images": 28, "chunk": 32, **{name: value for name, value in change.items()
-                                                               if name in EvalSettings.__dataclass_fields__}})
+    def only(*names):
+        return {name: value for name, value in change.items() if name in names}
+
+    archs = archs_of(SPACES["pool"], "random")[:3]
+    before = opened(tmp_path, net, archs, sample(load(folder)))
     changed = opened(tmp_path, supernet(change["space"]) if "space" in change else net, archs[:change.get("archs", 3)],
-                     load(folder, change.get("size", 32)), change.get("digest", "weights"), config)
+                     sample(load(folder, **only("size", "skip_bad")), **only("calib_images", "val_images", "seed")),
+                     **only("digest", "precision"))
     assert changed.folder != before.folder
     assert " ".join(sorted(name for name, value in before.plan["inputs"].items()
                            if changed.plan["inputs"][name] != value)) == differs
@@ -168,8 +175,7 @@ def test_a_changed_input_uses_no_piece_of_another_evaluation(tmp_path, folder, n
 def test_a_changed_image_uses_no_piece_of_another_evaluation(tmp_path, folder, net, part, aspect):
     archs, copy = archs_of(SPACES["pool"], "random")[:3], tmp_path / "copy"
     shutil.copytree(folder, copy)
-    config = EvalSettings(calib_images=1000)
-    before, path = opened(tmp_path, net, archs, load(copy), config=config), copy / part
+    before, path = opened(tmp_path, net, archs, sample(load(copy), calib_images=1000)), copy / part
     times = path.stat()
     if aspect == "size":
         path.write_bytes(path.read_bytes() + b"\0")
@@ -179,15 +185,14 @@ def test_a_changed_image_uses_no_piece_of_another_evaluation(tmp_path, folder, n
         path.rename(path.with_name("1a.png"))
     elif aspect != "content":
         os.utime(path, ns=(0, times.st_mtime_ns + (aspect == "time")))
-    assert opened(tmp_path, net, archs, load(copy), config=config).folder != before.folder
+    assert opened(tmp_path, net, archs, sample(load(copy), calib_images=1000)).folder != before.folder
 
 
 def test_what_the_counts_do_not_depend_on_finds_the_same_pieces(tmp_path, folder, net):
     archs = archs_of(SPACES["pool"], "random")[:3]
-    before = opened(tmp_path, net, archs, load(folder))
-    other = EvalSettings(calib_images=28, chunk=4, num_workers=0, cache_dir=str(tmp_path / "cache"), output="other.json",
-                       batch_size=3, device="cpu")
-    again = opened(tmp_path, net, archs, load(folder), config=other)
+    before = opened(tmp_path, net, archs, sample(load(folder)))
+    other = replace(load(folder), workers=0, cache_dir=str(tmp_path / "cache"))
+    again = opened(tmp_path, net, archs, sample(other), chunk=4)
     assert (again.folder, again.plan) == (before.folder, before.plan)
 
 
@@ -198,6 +203,40 @@ def test_other_weights_give_their_own_counts_beside_those_of_the_first(tmp_path,
     assert_same(second, one_by_one(other, archs, images))
     assert not np.array_equal(first[0], second[0])
     assert_same(evaluated(tmp_path, net, archs, images, "first"), first)
+
+
+@pytest.mark.parametrize("calib_images", [28, 0])
+def test_a_folder_of_the_layout_that_has_always_been_is_continued(tmp_path, images, net, monkeypatch, calib_images):
+    """Files as older versions wrote them, one of them missing: only that one is made, and no other folder is begun."""
+    monkeypatch.setattr(sweep, "ARCHS_PER_SHARD", 3)
+    archs = archs_of(SPACES["pool"], "random")[:5]
+    counts = evaluated(tmp_path / "made", net, archs, images, calib_images=calib_images)
+    made = Journal.newest(str(tmp_path / "made"))
+    calibration = data.balanced_sample(images.train.labels, 28, 0)
+    inputs = {"weights": "weights", "space": net.space.to_dict(), "image_size": 32, "amp": "none",
+              "validation": cache.fingerprint(images.val, data.balanced_sample(images.val.labels, 90, 0), 32),
+              "calibration": cache.fingerprint(images.train, calibration, 32) if calib_images else None}
+    codes = [[f"arch{place}", arch.code] for place, arch in enumerate(archs)]
+    identity = json.dumps({"format": 1, "inputs": inputs, "codes": codes, "images": 90}, sort_keys=True)
+    old = tmp_path / "old" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    old.mkdir(parents=True)
+    (old / "plan.json").write_text(
+        json.dumps({"inputs": inputs, "codes": codes, "images": 90, "chunk": 32, "shards": 2}))
+    names = [f"counts-{chunk}-{shard}.npy" for chunk in ("0000000-0000032", "0000032-0000064", "0000064-0000090")
+             for shard in ("0000", "0001")]
+    if calib_images:
+        names += ["statistics-0000.npy", "statistics-0001.npy"]
+    missing = names.pop(3)
+    for name in names:
+        np.save(old / name, np.load(os.path.join(made.folder, name)))
+    written, write = [], Journal.write
+    monkeypatch.setattr(Journal, "write", lambda self, piece, array: (written.append(self.path(piece)),
+                                                                      write(self, piece, array)))
+    found = evaluated(tmp_path / "old", net, archs, images, calib_images=calib_images, chunk=7)
+    assert written == [str(old / missing)] and [path for path in (tmp_path / "old").iterdir() if path.is_dir()] == [old]
+    assert_same(found, counts)
+    for name in ("plan.json", *names, missing):
+        assert (old / name).read_bytes() == pathlib.Path(made.folder, name).read_bytes()
 
 
 # ---- what is done stays done
@@ -286,7 +325,7 @@ def test_what_is_there_so_far_is_right_on_the_images_it_rests_on(images, net, do
     os.unlink(journal.path(journal.counts_pieces((32, 64))[1]))
     found, total = journal.counts()
     assert total == 32 + 26
-    order, _ = sweep.chosen(images, EvalSettings())
+    order = sample(images).validation
     order = np.r_[order[:32], order[64:]]
     seen = data.Split(images.val.images[order], images.val.labels[order])
     part = data.ImageSet("part", images.classes, images.train, seen, 32)

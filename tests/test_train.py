@@ -117,9 +117,9 @@ def test_accuracies_are_watched_every_eval_freq_epochs_and_at_the_end(tmp_path, 
 
 @pytest.mark.parametrize("kind", [STANDALONE, SANDWICH], ids=["standalone", "supernet"])
 def test_watching_accuracies_does_not_change_the_training(tmp_path, kind):
-    config = dataclasses.replace(settings(tmp_path / "watched"), calib_images=6)
-    watch = evaluate.watch_standalone(images(), config) if kind is STANDALONE else \
-        evaluate.watch_supernet(images(), config, SPACE)
+    config = settings(tmp_path / "watched")
+    watch = evaluate.watch_standalone(images(), config.batch_size) if kind is STANDALONE else \
+        evaluate.watch_supernet(images(), SPACE, 6, config.seed, config.batch_size)
     watched = fit(kind, config, validate=watch)
     assert same(watched, fit(kind, settings(tmp_path / "alone")))
     accuracies = newest(tmp_path / "watched").state["accuracies"]
@@ -201,12 +201,12 @@ def test_weights_that_a_last_step_has_spoiled_are_not_saved_though_its_loss_was_
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_dry_run_says_what_a_real_one_would_do_and_leaves_its_folder_untouched(tmp_path, capsys, exists):
-    config = dataclasses.replace(settings(tmp_path / "run"), max_epoch=7, calib_images=6)
+    config = dataclasses.replace(settings(tmp_path / "run"), max_epoch=7)
     if exists:
         fit(SANDWICH, dataclasses.replace(settings(tmp_path / "run"), max_epoch=1))
     before, net = content(tmp_path), SANDWICH.make(len(CLASSES))
     accuracies = train.dry_run(net, SANDWICH.stages(), images(), config,
-                               lambda few: evaluate.watch_supernet(few, config, SPACE))
+                               lambda few: evaluate.watch_supernet(few, SPACE, 6, config.seed, config.batch_size))
     assert accuracies.keys() == {"largest", "smallest", "random1", "random2"}
     assert content(tmp_path) == before and os.path.exists(tmp_path / "run") == exists
     said = capsys.readouterr().out

@@ -3,23 +3,24 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from commands import image_folder
 from conftest import ROOT
 from PIL import Image
+from small_runs import SETTINGS, STANDALONE, fit
 from test_batches import run, same
 
-from resnet48 import cache, data, views
-from resnet48.options import TrainSettings
+from resnet48 import cache, data, train, views
 from resnet48.errors import UserError
 
 SIZE = 8
 
 
 def images(folder):
-    return data.load(TrainSettings(image_dir=str(folder), image_size=SIZE))
+    return data.load(str(folder), SIZE)
 
 
 @pytest.fixture
@@ -28,8 +29,7 @@ def folder(tmp_path):
 
 
 def kept(folder, tmp_path, workers=1, found=None):
-    config = TrainSettings(cache_dir=str(tmp_path / "cache"), train_cache=True, num_workers=workers)
-    return cache.for_training(found or images(folder), config)
+    return cache.for_training(replace(found or images(folder), cache_dir=str(tmp_path / "cache"), workers=workers))
 
 
 def test_a_kept_image_is_the_whole_image_with_a_short_side_of_two_image_sizes(folder, tmp_path):
@@ -57,7 +57,6 @@ def test_kept_images_are_mapped_and_made_once(folder, tmp_path, monkeypatch):
 SLOWLY = """
 import hashlib, sys, time
 from resnet48 import cache, data, views
-from resnet48.options import TrainSettings
 count, real = 0, views.shrunk
 def shrunk(*given):
     global count
@@ -65,8 +64,7 @@ def shrunk(*given):
     time.sleep(0.05)
     return real(*given)
 views.shrunk = shrunk
-config = TrainSettings(image_dir=sys.argv[1], image_size=8, cache_dir=sys.argv[2], train_cache=True, num_workers=1)
-train = cache.for_training(data.load(config), config).train
+train = cache.for_training(data.load(sys.argv[1], 8, cache_dir=sys.argv[2])).train
 print(count, hashlib.sha256(train.images.pixels.tobytes()).hexdigest())
 """
 
@@ -80,13 +78,20 @@ def test_of_processes_that_need_them_at_once_one_makes_them_and_the_others_wait(
 
 
 def test_batches_from_kept_images_are_the_same_for_any_number_of_workers(folder, tmp_path):
-    assert same(run(kept(folder, tmp_path), workers=0), run(kept(folder, tmp_path, workers=2), workers=2))
+    assert same(run(kept(folder, tmp_path), workers=0), run(kept(folder, tmp_path), workers=2))
 
 
-def test_without_the_setting_nothing_is_kept(folder, tmp_path):
-    found = images(folder)
-    assert cache.for_training(found, TrainSettings(cache_dir=str(tmp_path / "cache"))) is found
-    assert not os.path.exists(tmp_path / "cache")
+@pytest.mark.parametrize("train_cache", [False, True])
+def test_a_training_keeps_images_with_the_setting_and_nothing_without_it(folder, tmp_path, train_cache):
+    found = data.load(str(folder), 16, workers=0, cache_dir=str(tmp_path / "cache"))
+    config = replace(SETTINGS, max_epoch=1, save_dir=str(tmp_path / "run"), train_cache=train_cache)
+    fit(STANDALONE, config, image_set=found)
+    assert os.path.exists(tmp_path / "cache") == train_cache
+
+
+def test_built_in_images_which_are_in_memory_are_kept_nowhere(tmp_path):
+    found = data.load(cache_dir=str(tmp_path / "cache"))
+    assert cache.for_training(found) is found and not os.path.exists(tmp_path / "cache")
 
 
 def test_a_changed_file_makes_all_anew(folder, tmp_path):
@@ -119,6 +124,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, tmp_path, monkey
     assert [name for name in os.listdir(tmp_path / "cache") if not name.endswith(".lock")] == []
 
 
-def test_the_setting_without_a_folder_is_an_error_that_says_so():
+def test_the_setting_without_a_folder_is_an_error_that_says_so(tmp_path):
+    for refused in (cache.require_folder, cache.for_training):
+        with pytest.raises(UserError, match="--train_cache needs --cache_dir"):
+            refused(data.load())
     with pytest.raises(UserError, match="--train_cache needs --cache_dir"):
-        data.load(TrainSettings(train_cache=True))
+        train.require_runnable(data.load(), replace(SETTINGS, save_dir=str(tmp_path), train_cache=True))

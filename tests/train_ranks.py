@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from resnet48 import batches, config, options, data, objectives, optim, runtime, sampling  # noqa: E402
+from resnet48 import batches, data, objectives, optim, runtime, sampling  # noqa: E402
 from resnet48.arch import FULL  # noqa: E402
 from resnet48.models import ResNet48, Supernet  # noqa: E402
 
@@ -25,7 +25,7 @@ def main(kind, global_batch, output):
     rank, ranks = runtime.rank(), runtime.ranks()
     runtime.seed_everything(rank)  # different on every rank, so that the weights of rank 0 have to be shared
     space = FULL.narrowed((4, 8, 16, 32), 1)
-    images = data.load(config.build(options.TrainSettings, {}))
+    images = data.load(workers=0)
     net, objective = (Supernet(space, 10), objectives.InPlaceDistillation()) if kind == "sandwich" else \
         (ResNet48(space.largest(), 10), objectives.Standalone())
     for name, parameter in net.named_parameters():
@@ -36,7 +36,7 @@ def main(kind, global_batch, output):
     optimizer = optim.make_optimizer(net, weight_decay=1e-4)
     optimizer.set_lr(0.01)
     batch_size = global_batch // ranks
-    taken = batches.batches(images, 0, STEPS, batch_size, 0, rank, ranks, 0, print)
+    taken = batches.batches(images, 0, STEPS, batch_size, 0, rank, ranks, print)
     for step, (pixels, labels) in enumerate(taken):
         archs = sampling.sandwich(space, 0, step, STEPS, 3)
         objective.step(net, archs, data.normalize(pixels).astype("float64"), labels, objectives.Gradients(net))
