@@ -7,7 +7,7 @@ import math
 import numpy as np
 import paddle
 
-from .models import leading_sizes
+from .nodes import used_shapes
 
 
 def base_rate(lr, batch_size, ranks):
@@ -85,7 +85,8 @@ def unused_held(net, optimizer, archs):
     A gradient covers a whole tensor, with zeros where no subnet of the step reached; weight decay and momentum would
     move those parts all the same. archs: (role, arch) pairs of the step.
     """
-    used, tensors, before = [leading_sizes(arch) for _, arch in archs], _tensors_by_name(net, optimizer), {}
+    used = [used_shapes(arch, net.num_classes) for _, arch in archs]
+    tensors, before = _tensors_by_name(net, optimizer), {}
     for name, parameter in net.named_parameters():
         parts = [sizes[name] for sizes in used if name in sizes]
         whole = any(tuple(parameter.shape[:len(part)]) == part for part in parts)

@@ -43,7 +43,7 @@ def open_journal(root, digest, entries, steps, images, net, config):
     shards = -(-len(entries) // ARCHS_PER_SHARD)
     # Fewer than asked for where unreadable ones are left out.
     count = len(validation(images, order, config)[1]) if config.skip_bad_images else len(order)
-    chunk = config.chunk or choose_chunk(tree.cost(steps, images.size, net.num_classes), shards, count)
+    chunk = config.chunk or choose_chunk(walk.cost(steps, images.size, net.num_classes), shards, count)
     return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards,
                         config.fresh)
 
@@ -158,16 +158,16 @@ def measured_rate(archs, image_size, num_classes, space):
     for _ in range(2):  # the first time lays out weights
         started = time.perf_counter()
         walk.run(weights, steps, images, layers.batch_norm, lambda _, logits: float(logits[0, 0]))
-    flops = 2 * tree.cost(steps, image_size, num_classes).macs * images.shape[0]
+    flops = 2 * walk.cost(steps, image_size, num_classes).macs * images.shape[0]
     return flops / (time.perf_counter() - started)
 
 
 def plan_text(archs, image_size, images, num_classes, space, chunk, ranks, calib_images, rate=None):
     """What an evaluation would cost, as text. rate: FLOP per second of one process; measured if not given."""
     steps = tree.walk(archs)
-    whole, single = tree.cost(steps, image_size, num_classes), tree.alone(archs, image_size, num_classes)
+    whole, single = walk.cost(steps, image_size, num_classes), tree.alone(archs, image_size, num_classes)
     shards = -(-len(archs) // ARCHS_PER_SHARD)
-    parts = [tree.cost(part, image_size, num_classes) for part in tree.shards(steps, shards)]
+    parts = [walk.cost(part, image_size, num_classes) for part in tree.shards(steps, shards)]
     chunk = chunk or choose_chunk(whole, shards, images)
     measured = "" if rate else ", measured on a few of these archs"
     rate = rate or measured_rate(archs, image_size, num_classes, space)
