@@ -76,13 +76,13 @@ def measure(way, codes, size, images):
 
 
 def compare(path, size):
-    from resnet48 import tree
+    from resnet48 import tree, walk
     archs, images = archs_of(path, SIZES[size][0]), SIZES[size][1]
     codes = ",".join(arch.code for arch in archs)
     found = {}
     for name, way, environment in (("a", "loop", common.STOCK), ("b", "loop", {}), ("c", "tree", {})):
         found[name] = common.child(__file__, ["--child", way, codes, size, images], environment)
-    alone, shared = tree.alone(archs, size, CLASSES), tree.cost(tree.walk(archs), size, CLASSES).macs
+    alone, shared = tree.alone(archs, size, CLASSES), walk.cost(tree.walk(archs), size, CLASSES).macs
     a, b, c = (found[name]["seconds"] for name in "abc")
     rate, best = 2 * 2 * shared * images / c, max(found[name]["rate"] for name in "bc")
     print(f"{size} px, {len(archs)} archs, {images} images: MACs alone / shared {alone / shared:.2f}; "

@@ -5,79 +5,17 @@ The published list writes a leading `1` (image size 224) before them; both forms
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
 
 from .errors import UserError
+from .nodes import Block, Head, Layer, Stem
 
 CAPACITY = (5, 5, 8, 5)  # blocks of stages 1..4 that a code has digits for
 FIRST_BLOCK = (1, 6, 11, 19)  # where each stage begins when all 23 blocks are numbered through (0 is the stem)
-HEAD = 24  # the number of the classifier
 STEM_DIGIT, FIRST_BLOCK_DIGIT, DIGITS = 4, 5, 51
 
 
 class ArchError(UserError):
     """An arch code that is malformed or outside its space."""
-
-
-class Convolution(NamedTuple):
-    """One convolution: widths in channels, `size` the height and width of its output in pixels."""
-
-    stage: int  # 0 is the stem
-    in_width: int
-    out_width: int
-    kernel: int
-    size: int
-
-    @property
-    def macs(self):
-        """Multiply-adds for one image."""
-        return self.in_width * self.out_width * self.kernel ** 2 * self.size ** 2
-
-    @property
-    def params(self):
-        """Trainable parameters, with weight and bias of the batch norm that follows."""
-        return self.out_width * (self.in_width * self.kernel ** 2 + 2)
-
-
-class Stem(NamedTuple):
-    """The first layer: conv7x7 of stride 2 and a max pool of stride 2. width: in channels."""
-
-    width: int
-
-    @property
-    def out_width(self):
-        return self.width
-
-    def convolutions(self, size):
-        """Its convolution, and the size of its output, for images of `size` pixels."""
-        size = _halved(size)
-        return [Convolution(0, 3, self.width, 7, size)], _halved(size)
-
-
-class Block(NamedTuple):
-    """One basic block: conv3x3 (in -> inner, stride), conv3x3 (inner -> out) and a shortcut (in -> out)."""
-
-    index: int  # 1..23, the number in the parameter names
-    stage: int  # 1..4
-    position: int  # 1.. within the stage
-    in_width: int
-    inner_width: int
-    out_width: int
-    stride: int
-
-    @property
-    def projects(self):
-        """Whether the shortcut is a 1x1 convolution: the shape changes on the way through the block."""
-        return self.stride != 1 or self.in_width != self.out_width
-
-    def convolutions(self, size):
-        """Its two or three convolutions, and the size of its output, for an input of `size` pixels."""
-        size = _halved(size) if self.stride == 2 else size
-        convolutions = [Convolution(self.stage, self.in_width, self.inner_width, 3, size),
-                        Convolution(self.stage, self.inner_width, self.out_width, 3, size)]
-        if self.projects:
-            convolutions.append(Convolution(self.stage, self.in_width, self.out_width, 1, size))
-        return convolutions, size
 
 
 @dataclass(frozen=True)
@@ -105,21 +43,21 @@ class SearchSpace:
         if self.divisor < 1:
             raise UserError(f"divisor must be 1 or more, got {self.divisor}")
 
-    def width(self, stage, digit):
+    def width(self, stage: int, digit: str) -> int:
         """Channels that `digit` (a character) means in `stage` (1..4; the stem counts as stage 1)."""
         value = self.base_channels[stage - 1] * self.ratios[int(digit) - 1]
         width = max(self.divisor, int(value + self.divisor / 2) // self.divisor * self.divisor)
         return width + self.divisor if width < 0.9 * value else width
 
-    def largest(self):
+    def largest(self) -> "ArchConfig":
         """The net with the most blocks, all at the first allowed digit."""
         return self._uniform([most for _, most in self.depths], which=0)
 
-    def smallest(self):
+    def smallest(self) -> "ArchConfig":
         """The net with the fewest blocks, all at the last allowed digit."""
         return self._uniform([fewest for fewest, _ in self.depths], which=-1)
 
-    def sample(self, rng):
+    def sample(self, rng) -> "ArchConfig":
         """A random arch: depths and digits uniform and independent but for the ties. rng: a numpy Generator."""
         def draw(allowed):
             return allowed[int(rng.integers(len(allowed)))]
@@ -130,16 +68,16 @@ class SearchSpace:
         # The stem feeds an identity shortcut of stage 1, so it has that stage's outer width.
         return self._assemble(depths, outer[0], inner, outer)
 
-    def narrowed(self, base_channels, divisor):
+    def narrowed(self, base_channels, divisor: int) -> "SearchSpace":
         """The same codes over other base widths: a narrow copy that makes the same road honest on a CPU."""
         return SearchSpace(self.name, tuple(base_channels), divisor, self.ratios, self.depths, self.codes)
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Plain data for a checkpoint."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data):
+    def from_dict(cls, data: dict) -> "SearchSpace":
         """The inverse of `to_dict`, also after a trip through JSON, where tuples become lists."""
         return cls(**{name: _frozen(value) for name, value in data.items()})
 
@@ -173,7 +111,7 @@ class ArchConfig:
     stages: tuple = field(repr=False)
 
     @classmethod
-    def parse(cls, code, space=FULL, allow_untied=False):
+    def parse(cls, code: str, space: SearchSpace = FULL, allow_untied: bool = False) -> "ArchConfig":
         """Read an arch code of 51 digits, or of 52 with a leading `1`.
 
         space: what the digits mean and which are allowed.
@@ -208,7 +146,7 @@ class ArchConfig:
             arch.require_tied(code)
         return arch
 
-    def blocks(self):
+    def blocks(self) -> tuple[Block, ...]:
         """The blocks that are used, in order."""
         blocks, in_width = [], self.stem
         for stage, (widths, first) in enumerate(zip(self.stages, FIRST_BLOCK), 1):
@@ -218,7 +156,7 @@ class ArchConfig:
                 in_width = out_width
         return tuple(blocks)
 
-    def require_tied(self, written=None):
+    def require_tied(self, written: str | None = None) -> None:
         """Raise `ArchError` unless every identity shortcut of the supernet joins equal widths.
 
         written: the code as the user wrote it, if not as `code`; the error counts positions in it.
@@ -236,24 +174,32 @@ class ArchConfig:
                     f"{before} gives {block.in_width} and the shortcut is an identity; allowed in a supernet is one "
                     f"width for all second convolutions of a stage, in stage 1 the stem's too")
 
-    def convolutions(self, image_size=224):
+    def nodes(self) -> tuple[Stem | Block, ...]:
+        """The stem and the blocks, in order. The head, which depends on the classes, is `head`."""
+        return Stem(self.stem), *self.blocks()
+
+    def head(self, num_classes: int) -> Head:
+        """The classifier."""
+        return Head(self.out_width, num_classes)
+
+    def convolutions(self, image_size: int = 224) -> list[Layer]:
         """Every convolution in order, shortcuts included. image_size: height and width of the input in pixels."""
         found, size = [], image_size
-        for node in (Stem(self.stem), *self.blocks()):
-            convolutions, size = node.convolutions(size)
-            found += convolutions
+        for node in self.nodes():
+            found += node.layers(size)
+            size = node.out_size(size)
         return found
 
-    def macs(self, image_size=224, num_classes=1000):
+    def macs(self, image_size: int = 224, num_classes: int = 1000) -> int:
         """Multiply-adds of the convolutions, shortcuts and classifier for one image."""
-        return self.out_width * num_classes + sum(conv.macs for conv in self.convolutions(image_size))
+        return sum(layer.macs for layer in (*self.convolutions(image_size), *self.head(num_classes).layers()))
 
-    def params(self, num_classes=1000):
+    def params(self, num_classes: int = 1000) -> int:
         """Trainable parameters: convolutions, weight and bias of each batch norm, classifier."""
-        return (self.out_width + 1) * num_classes + sum(conv.params for conv in self.convolutions())
+        return sum(layer.params for layer in (*self.convolutions(), *self.head(num_classes).layers()))
 
     @property
-    def out_width(self):
+    def out_width(self) -> int:
         """Channels that the classifier reads."""
         return self.stages[-1][-1][1]
 
@@ -275,11 +221,6 @@ def _strip(code):
 
 def _listed(allowed):
     return allowed[0] if len(allowed) == 1 else f"{allowed[0]}..{allowed[-1]}"
-
-
-def _halved(size):
-    """Output size of the stride-2 convolutions and of the pool, all padded to 'same': ceil(size / 2)."""
-    return (size + 1) // 2
 
 
 def _frozen(value):

@@ -19,8 +19,9 @@ import numpy as np
 import paddle
 
 from . import files, models, optim
-from .arch import FIRST_BLOCK, FULL, HEAD, ArchConfig, SearchSpace
+from .arch import FULL, ArchConfig, SearchSpace
 from .errors import UserError
+from .nodes import HEAD, Head
 
 WEIGHTS, OPTIMIZER, STATE = "net.pdparams", "net.pdopt", "state.json"
 FINAL = {WEIGHTS: "final.pdparams", OPTIMIZER: "final.pdopt", STATE: "final.json"}
@@ -230,8 +231,9 @@ def canonical(weights):
 def _recognise(weights, path):
     """What net foreign weights are of: a supernet, told by its widths."""
     try:
-        base = tuple(int(weights[f"blocks.{first}.conv2.weight"].shape[0]) for first in FIRST_BLOCK)
-        classes = int(weights[f"blocks.{HEAD}.fc.weight"].shape[1])
+        base = tuple(int(weights[f"blocks.{block.index}.{block.layers()[1].name}.weight"].shape[0])
+                     for block in FULL.largest().blocks() if block.position == 1)
+        classes = int(weights[f"blocks.{HEAD}.{Head(1, 1).layers()[0].name}.weight"].shape[1])
     except (KeyError, AttributeError, IndexError):
         raise CheckpointError(f"{path} does not hold a ResNet48: it has no blocks.1 .. blocks.{HEAD}, but for example "
                               f"{next(iter(weights), 'nothing')!r}") from None

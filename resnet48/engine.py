@@ -4,6 +4,7 @@ All of them compute the same sums; they differ in what they multiply and move. M
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import paddle
@@ -23,7 +24,7 @@ TURNED = [3, 1, 2, 0]  # FILTER @ g[::-1] is (FILTER @ g)[TURNED]
 
 
 @paddle.jit.not_to_static  # an export records what it does, there is nothing in it to translate
-def conv2d(x, weight, stride=1):
+def conv2d(x: paddle.Tensor, weight: paddle.Tensor, stride: int = 1) -> paddle.Tensor:
     """Convolution without bias, padded so that stride 1 keeps the size.
 
     x: [N, C, H, W]; weight: [O, C, K, K] with odd K. Returns [N, O, ceil(H / stride), ceil(W / stride)].
@@ -31,7 +32,8 @@ def conv2d(x, weight, stride=1):
     return convolution(weight, x.shape[2], stride, DENSE_ONCE_UP_TO)(x)
 
 
-def convolution(weight, size, stride=1, dense_up_to=DENSE_UP_TO):
+def convolution(weight: paddle.Tensor, size: int, stride: int = 1,
+                dense_up_to: int = DENSE_UP_TO) -> Callable[[paddle.Tensor], paddle.Tensor]:
     """`conv2d` for inputs of `size` x `size` pixels as a function of x, with the weight laid out once for many calls.
 
     On a GPU, and in an export, always the library's own. On a CPU, in float32:
@@ -49,6 +51,26 @@ def convolution(weight, size, stride=1, dense_up_to=DENSE_UP_TO):
         if kernel < 7 and (kernel, stride) != (1, 1) and size <= UNFOLD_UP_TO:
             return _unfolded(weight, size, stride)
     return lambda x: F.conv2d(x, weight, stride=stride, padding=kernel // 2)
+
+
+def temporary_values(in_width: int, width: int, kernel: int, size: int) -> int:
+    """The most values per image that `conv2d` has at once besides its input, whichever algorithm it takes.
+
+    size: height and width of the output in pixels.
+    """
+    if kernel != 3:  # a 1x1 kernel with a stride unfolds to one input per output
+        return (in_width + width) * size ** 2
+    # Winograd's has for every input, with those that fill up the tiles, a copy, four in tiles and four transformed;
+    # then the transformed ones, four products for every output, the output itself and that in another order, twice.
+    # (Where it unfolds, the nine copies of an input are the most.)
+    tiled = (size + size % 2) ** 2 if size > 1 else 1
+    return max(9 * in_width, 4 * in_width + 7 * width) * tiled
+
+
+def layout_bytes(weight: paddle.Tensor) -> int:
+    """The most bytes that `convolution` lays a weight [O, C, K, K] out in, whichever algorithm it takes."""
+    # At most 16 values for the 9 of a filter: Winograd's places, and the matrix over maps of 2 x 2.
+    return weight.element_size() * int(weight.size) * (16 if weight.shape[-1] == 3 else 9) // 9
 
 
 def _dense(weight, size, stride):

@@ -1,12 +1,13 @@
 """Slicable layers: pure functions over full weights. A subnet takes the first channels of each."""
 
 import paddle
+from paddle import nn
 import paddle.nn.functional as F
 
 from . import engine
 
 
-def conv(x, layer, width, stride=1):
+def conv(x: paddle.Tensor, layer: nn.Conv2D, width: int, stride: int = 1) -> paddle.Tensor:
     """The first `width` filters of a convolution, over as many input channels as `x` has.
 
     x: [N, C, H, W]; layer: `nn.Conv2D` without bias, weight [O >= width, I >= C, K, K].
@@ -14,8 +15,8 @@ def conv(x, layer, width, stride=1):
     return engine.conv2d(x, _first(layer.weight, width, x.shape[1]), stride)
 
 
-def batch_norm(x, layer):
-    """Batch norm with the first channels of `layer`, as many as `x` has.
+def batch_norm(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
+    """Batch norm of x [N, C, H, W] with the first channels of `layer`, as many as `x` has.
 
     In training mode: statistics of the batch, and the running ones of the used channels move (momentum .9 is the part
     that is kept). In evaluation mode: the running ones, which for a subnet are only as good as its calibration.
@@ -33,7 +34,7 @@ def batch_norm(x, layer):
     return y
 
 
-def linear(x, layer):
+def linear(x: paddle.Tensor, layer: nn.Linear) -> paddle.Tensor:
     """A classifier over as many features as `x` [N, C] has; weight [I >= C, classes]."""
     return F.linear(x, _first(layer.weight, x.shape[1]), layer.bias)
 
@@ -49,7 +50,7 @@ def _first(weight, *widths):
     return weight
 
 
-def moments(x):
+def moments(x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Mean and biased variance of each channel of x [N, C, H, W], each [C].
 
     In two passes: E[x^2] - E[x]^2 loses digits.
@@ -64,8 +65,8 @@ def moments(x):
     return mean, variance
 
 
-def normalise(x, layer, mean, variance):
-    """Batch norm in evaluation with the given statistics [C] and the first C weights and biases of `layer`."""
+def normalise(x: paddle.Tensor, layer: nn.BatchNorm2D, mean: paddle.Tensor, variance: paddle.Tensor) -> paddle.Tensor:
+    """Batch norm of x [N, C, H, W] in evaluation, with these statistics [C] and the first C weights of `layer`."""
     return F.batch_norm(x, mean, variance, _first(layer.weight, x.shape[1]), _first(layer.bias, x.shape[1]),
                         training=False, epsilon=layer._epsilon)
 
@@ -81,17 +82,17 @@ class Statistics:
     def __init__(self):
         self._of_layer = {}  # batch-norm layer -> (mean, biased variance), each [C]
 
-    def measure(self, x, layer):
+    def measure(self, x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
         self._of_layer[layer] = moments(x)
         return self.apply(x, layer)
 
-    def apply(self, x, layer):
+    def apply(self, x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
         return normalise(x, layer, *self._of_layer[layer])
 
-    def __getitem__(self, layer):
+    def __getitem__(self, layer: nn.BatchNorm2D) -> tuple[paddle.Tensor, paddle.Tensor]:
         return self._of_layer[layer]
 
-    def store(self):
+    def store(self) -> None:
         """Write the statistics into the running ones of the layers they were measured for (a net of its own)."""
         for layer, (mean, variance) in self._of_layer.items():
             layer._mean.set_value(mean)

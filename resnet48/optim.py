@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import paddle
 
-from .models import leading_sizes
+from .nodes import used_shapes
 from .options import OptimizerSettings
 
 Clip = paddle.nn.ClipGradByGlobalNorm | paddle.nn.ClipGradByValue
@@ -90,7 +90,7 @@ def freeze_unused(net: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, a
     A gradient covers a whole tensor, with zeros where no subnet of the step reached; weight decay and momentum would
     move those parts all the same. archs: (role, arch) pairs of the step.
     """
-    used, state, before = [leading_sizes(arch) for _, arch in archs], _state_tensors(net, optimizer), {}
+    used, state, before = [used_shapes(arch, net.num_classes) for _, arch in archs], _state_tensors(net, optimizer), {}
     for name, parameter in net.named_parameters():
         parts = [sizes[name] for sizes in used if name in sizes]
         whole = any(tuple(parameter.shape[:len(part)]) == part for part in parts)
@@ -156,7 +156,7 @@ def load_state(net: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, stat
         name, _, kind = key.rpartition("/")
         given.setdefault(name, {})[kind] = value
     parameters = dict(net.named_parameters())
-    for name in given.keys() - parameters.keys():
+    for name in sorted(given.keys() - parameters.keys()):
         raise KeyError(name)
     if given:
         # Paddle makes a parameter's state at its first gradient; until then it would neither load nor save it. So give
@@ -166,7 +166,7 @@ def load_state(net: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, stat
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)
     for name, tensors in _state_tensors(net, optimizer).items():
-        for kind in tensors.keys() ^ given[name].keys():
+        for kind in sorted(tensors.keys() ^ given[name].keys()):
             raise KeyError(f"{name}/{kind}")
         for kind, tensor in tensors.items():
             tensor.set_value(given[name][kind])

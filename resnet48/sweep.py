@@ -47,7 +47,7 @@ def open_journal(root: str, digest: str, entries: Sequence[Entry], steps: Sequen
     shards = -(-len(entries) // ARCHS_PER_SHARD)
     # Fewer than asked for where unreadable ones are left out.
     count = len(sample.validation_images[1]) if images.skip_bad else len(sample.validation)
-    chunk = chunk or choose_chunk(tree.cost(steps, images.size, net.num_classes), shards, count)
+    chunk = chunk or choose_chunk(walk.cost(steps, images.size, net.num_classes), shards, count)
     return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards, fresh)
 
 
@@ -105,7 +105,7 @@ def count_chunk(weights: walk.Weights, steps: Sequence[tree.Step], pixels: np.nd
     return np.concatenate([np.array([[step.leaf] for step in steps]), counts], axis=1)
 
 
-def choose_chunk(cost: tree.Cost, shards: int, images: int) -> int:
+def choose_chunk(cost: walk.Cost, shards: int, images: int) -> int:
     """Images per chunk: what fits into memory and takes about a minute per piece. cost: of the whole walk."""
     device = "gpu" if paddle.device.get_device().startswith("gpu") else "cpu"
     rate = FLOPS_GUESS[device] * (int(os.environ.get("OMP_NUM_THREADS", 1)) if device == "cpu" else 1)
@@ -149,7 +149,7 @@ def measured_rate(archs: Sequence[ArchConfig], image_size: int, num_classes: int
     for _ in range(2):  # the first time lays out weights
         started = time.perf_counter()
         walk.run(weights, steps, images, layers.batch_norm, lambda _, logits: float(logits[0, 0]))
-    flops = 2 * tree.cost(steps, image_size, num_classes).macs * images.shape[0]
+    flops = 2 * walk.cost(steps, image_size, num_classes).macs * images.shape[0]
     return flops / (time.perf_counter() - started)
 
 
@@ -161,9 +161,9 @@ def plan_text(archs: Sequence[ArchConfig], image_size: int, images: int, num_cla
     rate: FLOP per second of one process, measured if not given.
     """
     steps = tree.walk(archs)
-    whole, single = tree.cost(steps, image_size, num_classes), tree.alone(archs, image_size, num_classes)
+    whole, single = walk.cost(steps, image_size, num_classes), tree.alone(archs, image_size, num_classes)
     shards = -(-len(archs) // ARCHS_PER_SHARD)
-    parts = [tree.cost(part, image_size, num_classes) for part in tree.shards(steps, shards)]
+    parts = [walk.cost(part, image_size, num_classes) for part in tree.shards(steps, shards)]
     chunk = chunk or choose_chunk(whole, shards, images)
     measured = "" if rate else ", measured on a few of these archs"
     rate = rate or measured_rate(archs, image_size, num_classes, space)

@@ -93,7 +93,11 @@ class Run:
         checkpoint.load_weights(self.net, trained, found.path)
         if self.ema:
             checkpoint.load_weights(self.ema.net, found.weights, found.path)
-        optim.load_state(self.net, self.optimizer, optimizer_state)
+        try:
+            optim.load_state(self.net, self.optimizer, optimizer_state)
+        except KeyError as error:
+            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this optimizer: {error.args[0]} "
+                                             "is missing, or not known") from error
         self.precision.load(found.state.get("scaler"))
         for name in ("step", "best", "best_step", "accuracies"):
             setattr(self, name, found.state[name])

@@ -62,6 +62,15 @@ def test_every_convolution_of_the_full_net_has_the_librarys_values_and_gradients
                       values_and_gradients(library, x, weight, stride))
 
 
+@pytest.mark.parametrize("kernel, stride", KERNELS)
+def test_weights_are_laid_out_in_no_more_bytes_than_said(kernel, stride):
+    weight = paddle.randn([engine.NARROW_UP_TO + 1, engine.NARROW_UP_TO + 2, kernel, kernel])
+    taken = max(4 * int(kept.cell_contents.size) for size in SIZES
+                for kept in engine.convolution(weight, size, stride).__closure__
+                if isinstance(kept.cell_contents, paddle.Tensor))
+    assert taken <= engine.layout_bytes(weight) and (taken == engine.layout_bytes(weight) or (kernel, stride) == (3, 2))
+
+
 def test_a_single_gradient_can_be_asked_for():
     width = engine.NARROW_UP_TO + 1  # wide enough for Winograd's, which writes its gradients down itself
     x, weight = paddle.randn([2, width, 4, 4]), paddle.randn([width + 2, width, 3, 3])

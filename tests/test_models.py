@@ -120,6 +120,13 @@ def test_parameter_names_are_the_official_252():
     assert names == expected and len(names) == 252
 
 
+def test_nodes_say_the_shape_of_every_weight_and_statistic_of_a_net(narrow, rng):
+    net = ResNet48(narrow.sample(rng), 5)
+    said = {f"blocks.{node.index}.{name}": list(shape) for node in net.nodes for layer in node.layers()
+            for name, shape in {**layer.weights(), **layer.statistics()}.items()}
+    assert said == {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
+
+
 def test_the_supernet_refuses_an_untied_arch_by_block_and_the_standalone_net_projects():
     code = "2222" + "1" + "1113000000" + "1111000000" + "1111" + "0" * 12 + "1111000000"
     with pytest.raises(ArchError, match="stage 1, block 2, conv 2"):

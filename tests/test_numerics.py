@@ -11,7 +11,8 @@ from small_runs import (FIXED_TEACHER, SANDWICH, SETTINGS, SPACE, STANDALONE, ST
 
 from resnet48 import checkpoint, objectives, optim, recipes, train
 from resnet48.errors import UserError
-from resnet48.models import ResNet48, Supernet, leading_sizes
+from resnet48.models import ResNet48, Supernet
+from resnet48.nodes import used_shapes
 from resnet48.precision import Precision
 
 
@@ -104,17 +105,12 @@ def test_two_ways_of_clipping_exclude_each_other(tmp_path):
 
 # ---- what no subnet of a step uses
 
-def test_leading_sizes_are_those_of_the_subnet_alone(rng):
+def test_used_shapes_are_those_of_the_subnet_alone(rng):
     for arch in (SPACE.largest(), SPACE.smallest(), SPACE.sample(rng), SPACE.sample(rng)):
         net = ResNet48(arch, 3)
         shapes = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()
                   if not parameter.stop_gradient}
-        sizes = leading_sizes(arch)
-        assert sizes.keys() == shapes.keys()
-        assert all(shapes[name][:len(size)] == size for name, size in sizes.items())
-        whole = {name for name, size in sizes.items() if len(size) < len(shapes[name]) and "conv" not in name
-                 and "downsample" not in name}
-        assert whole == {"blocks.24.fc.weight", "blocks.24.fc.bias"}
+        assert used_shapes(arch, 3) == shapes
 
 
 def step_of(net, optimizer, archs, held):
@@ -131,7 +127,7 @@ def step_of(net, optimizer, archs, held):
 @pytest.mark.parametrize("name, states", [("sgd", ["velocity_0"]), ("adamw", ["moment1_0", "moment2_0"])])
 def test_frozen_weights_and_their_momentum_stay_and_the_used_ones_move_as_ever(name, states):
     archs = [("random", SPACE.smallest())]
-    used, found, optimizer_name = leading_sizes(archs[0][1]), {}, name
+    used, found, optimizer_name = used_shapes(archs[0][1], 3), {}, name
     for held in (False, True):
         paddle.seed(0)
         net = Supernet(SPACE, 3)

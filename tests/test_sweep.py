@@ -335,7 +335,7 @@ def test_what_is_there_so_far_is_right_on_the_images_it_rests_on(images, net, do
 @pytest.mark.parametrize("memory, shards", [(1, 1), (10 ** 7, 1), (10 ** 8, 3), (10 ** 12, 1)])
 def test_the_chunk_fits_into_memory_and_into_the_images(monkeypatch, memory, shards):
     archs = archs_of(SPACES["pool"], "random")
-    cost = tree.cost(tree.walk(archs), 32, 10)
+    cost = walk.cost(tree.walk(archs), 32, 10)
     monkeypatch.setattr(sweep, "_memory", lambda: memory)
     chunk = sweep.choose_chunk(cost, shards, 50_000)
     assert 1 <= chunk <= 50_000 and sweep.choose_chunk(cost, shards, 45) <= 45

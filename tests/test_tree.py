@@ -1,11 +1,7 @@
 import pytest
 
-from resnet48 import submission, tree
-from resnet48.arch import FULL, POOL, ArchConfig, Stem
-
-
-def path_of(arch):
-    return Stem(arch.stem), *arch.blocks()
+from resnet48 import submission, tree, walk
+from resnet48.arch import FULL, POOL, ArchConfig
 
 
 def replayed(steps):
@@ -20,7 +16,7 @@ def replayed(steps):
 
 def prefixes(archs):
     """Every different beginning of the archs' paths, each of which one node computes."""
-    return {path_of(arch)[:length] for arch in archs for length in range(1, len(path_of(arch)) + 1)}
+    return {arch.nodes()[:length] for arch in archs for length in range(1, len(arch.nodes()) + 1)}
 
 
 def some_archs(space, rng, count=60):
@@ -47,7 +43,7 @@ def test_a_walk_comes_to_every_arch_once_by_exactly_its_blocks(space, rng):
     archs = some_archs(space, rng)
     found = replayed(tree.walk(archs))
     assert sorted(leaf for leaf, _ in found) == list(range(len(archs)))
-    assert all(path == path_of(archs[leaf]) for leaf, path in found)
+    assert all(path == archs[leaf].nodes() for leaf, path in found)
 
 
 @pytest.mark.parametrize("space", [POOL, FULL, FULL.narrowed((4, 8, 16, 32), 1), FULL.narrowed((8, 8, 8, 8), 8)])
@@ -72,14 +68,14 @@ def test_the_order_of_the_list_does_not_matter(rng):
 
 def test_one_arch_is_one_step_over_all_of_its_blocks(rng):
     arch = FULL.sample(rng)
-    assert tree.walk([arch]) == [tree.Step(0, path_of(arch), 0)]
+    assert tree.walk([arch]) == [tree.Step(0, arch.nodes(), 0)]
 
 
 @pytest.mark.parametrize("depths", [(2, 3, 4, 5), (5, 4, 3, 2), (4, 2, 5, 3)])
 def test_archs_that_end_within_one_another_share_all_but_the_last_blocks(depths):
     archs = of_depths(*depths)
     steps = tree.walk(archs)
-    assert tree.nodes(steps) == len(path_of(max(archs, key=lambda arch: arch.depths)))
+    assert tree.nodes(steps) == len(max(archs, key=lambda arch: arch.depths).nodes())
     assert [depths[step.leaf] for step in steps] == [2, 3, 4, 5]
     assert [len(step.added) for step in steps] == [9, 1, 1, 1]
 
@@ -89,7 +85,7 @@ def test_other_digits_of_the_same_widths_share_all_nodes_and_both_are_reported()
     archs = [of_depths(3, space=space, digit=digit)[0] for digit in "1234567"]
     assert len({arch.code for arch in archs}) == 7 and len({arch.stages for arch in archs}) == 1
     steps = tree.walk(archs)
-    assert tree.nodes(steps) == len(path_of(archs[0]))
+    assert tree.nodes(steps) == len(archs[0].nodes())
     assert sorted(step.leaf for step in steps) == list(range(7))
     assert [step.added for step in steps[1:]] == [()] * 6
 
@@ -112,7 +108,7 @@ def test_shards_begin_with_a_whole_path_and_give_the_same_archs_together(rng, co
 def test_the_cost_of_one_arch_is_that_of_the_arch(rng, image_size, num_classes):
     for arch in (FULL.largest(), FULL.smallest(), *(FULL.sample(rng) for _ in range(10))):
         steps = tree.walk([arch])
-        cost = tree.cost(steps, image_size, num_classes)
+        cost = walk.cost(steps, image_size, num_classes)
         assert cost.macs == arch.macs(image_size, num_classes) == tree.alone([arch], image_size, num_classes)
         assert cost.nodes == 1 + len(arch.blocks())
 
@@ -123,23 +119,23 @@ def test_the_cost_of_a_list_counts_every_node_and_every_classifier_once(rng):
     for path in prefixes(archs):
         size = 64
         for node in path:
-            convolutions, size = node.convolutions(size)
+            convolutions, size = node.layers(size), node.out_size(size)
         expected += sum(conv.macs for conv in convolutions)
-    cost = tree.cost(tree.walk(archs), 64, 10)
+    cost = walk.cost(tree.walk(archs), 64, 10)
     assert (cost.macs, cost.nodes) == (expected, len(prefixes(archs)))
 
 
 def test_memory_is_that_of_the_worst_path_and_not_of_the_whole_walk(rng):
     archs = some_archs(POOL, rng)
-    together = tree.cost(tree.walk(archs), 64, 10).path_bytes
-    assert together == max(tree.cost(tree.walk([arch]), 64, 10).path_bytes for arch in archs)
+    together = walk.cost(tree.walk(archs), 64, 10).path_bytes
+    assert together == max(walk.cost(tree.walk([arch]), 64, 10).path_bytes for arch in archs)
 
 
 @pytest.mark.slow
 def test_the_published_list_is_412795_nodes_and_costs_1_586_instead_of_2_972_gmacs(published):
     archs = [entry.arch for entry in submission.read_list(published)]
     steps = tree.walk(archs)
-    cost, alone = tree.cost(steps, 224, 1000), tree.alone(archs, 224, 1000)
+    cost, alone = walk.cost(steps, 224, 1000), tree.alone(archs, 224, 1000)
     assert cost.nodes == 412_795
     assert round(cost.macs / len(archs) / 1e9, 3) == 1.586
     assert round(alone / len(archs) / 1e9, 3) == 2.972

@@ -81,7 +81,7 @@ def test_the_statistics_take_as_many_bytes_as_predicted(narrow, rng):
     net, steps = net_with_statistics(narrow, rng), tree.walk(archs_of(narrow, rng, 10))
     measuring = walk.Measuring()
     walk.run(walk.Weights(net, 1 << 30), steps, normalize(paddle.to_tensor(pixels(2))), measuring)
-    assert measuring.values().nbytes == tree.cost(steps, 32, 5).statistics_bytes
+    assert measuring.values().nbytes == walk.cost(steps, 32, 5).statistics_bytes
 
 
 @pytest.mark.skipif(not hasattr(paddle.base.core, "host_memory_stat_reset_peak_value"),
@@ -104,4 +104,4 @@ def test_a_walk_takes_no_more_memory_than_predicted_and_not_much_less(base, size
         weights, steps = walk.Weights(net, 1 << 40), tree.walk(archs)
         peak(steps, 4)  # lays out the weights
         per_image = (peak(steps, 24) - peak(steps, 8)) / 16  # the difference leaves out what does not grow with images
-        assert 0.7 <= per_image / tree.cost(steps, size, 5).path_bytes <= 1
+        assert 0.7 <= per_image / walk.cost(steps, size, 5).path_bytes <= 1
