@@ -3,7 +3,7 @@
 import os
 
 from resnet48 import checkpoint, config, data, evaluate, options, recipes, runtime, train
-from resnet48.arch import FULL, SPACES
+from resnet48.arch import FULL, named_space
 from resnet48.errors import exit_on_user_error
 from resnet48.initial_weights import initialize
 from resnet48.models import Supernet, extract, sort_channels, zero_residuals
@@ -13,6 +13,7 @@ RECIPE = os.path.join(config.RECIPES, "sandwich.yaml")
 
 def run(settings):
     """Train the supernet."""
+    sampled = named_space(settings.space).narrowed(settings.channels(), settings.divisor)
     runtime.start(settings.device, channels_last=settings.channels_last)
     runtime.say(config.dump(settings))
     images = data.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
@@ -20,7 +21,6 @@ def run(settings):
     train.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net, teacher = initial_nets(images, settings)
-    sampled = SPACES[settings.space].narrowed(settings.channels(), settings.divisor)
     stages = recipes.supernet(settings, sampled, teacher)
 
     def validate_of(some_images):

@@ -20,7 +20,7 @@ shift
 if [ -n "${IMAGE_DIR:-}" ]; then
     OUTPUT=${OUTPUT:-output/supernet}
     CONFIG=${CONFIG:-configs/sandwich.yaml}
-    SPACE=pool
+    SPACE=published
 else
     OUTPUT=${OUTPUT:-output/digits}
     CONFIG=${CONFIG:-configs/digits.yaml}

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from . import config, files, options
-from .arch import FULL, SPACES, ArchConfig, ArchError
+from .arch import FULL, ArchConfig, ArchError, named_space
 from .errors import exit_on_user_error
 
 #: The setting that the word right after a command gives, so that it needs no flag.
@@ -33,9 +33,10 @@ def sample(settings):
     """sample N --output FILE: a list of N different random archs, in the official format."""
     config.require(settings, "count", "output")
     files.require_writable(settings.output)
+    space = named_space(settings.space)
     rng, codes = np.random.default_rng(settings.seed), {}
     while len(codes) < settings.count:
-        codes[SPACES[settings.space].sample(rng).code] = None
+        codes[space.sample(rng).code] = None
     # The leading 1 is the official image size code, for 224 px.
     files.write_json(settings.output, {f"arch{place}": {"acc": 0.0, "arch": "1" + code}
                                        for place, code in enumerate(codes, 1)})
@@ -61,8 +62,8 @@ def _rows(arch, image_size, num_classes):
         own = [conv for conv in convolutions if conv.stage == stage]
         rows.append([name, f"{own[-1].size}x{own[-1].size}", f"{sum(conv.macs for conv in own):,}",
                      f"{sum(conv.params for conv in own):,}", widths])
-    rows.append(["classifier", "1x1", f"{arch.out_width * num_classes:,}", f"{(arch.out_width + 1) * num_classes:,}",
-                 str(num_classes)])
+    (linear,) = arch.head(num_classes).layers()
+    rows.append(["classifier", "1x1", f"{linear.macs:,}", f"{linear.params:,}", str(num_classes)])
     rows.append(["total", "", f"{arch.macs(image_size, num_classes):,}", f"{arch.params(num_classes):,}", ""])
     return rows
 

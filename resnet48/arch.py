@@ -94,7 +94,14 @@ class SearchSpace:
 FULL = SearchSpace("full")
 #: The digits that all 45,000 published archs keep to.
 POOL = SearchSpace("published", codes=("123", "123", "123", "12345", "1234567"))
-SPACES = {space.name: space for space in (FULL, POOL)}
+SPACES = {space.name: space for space in (POOL, FULL)}
+
+
+def named_space(name: str) -> SearchSpace:
+    """A space by its name. Raises `UserError` for one that is not there."""
+    if name not in SPACES:
+        raise UserError(f"--space takes {', '.join(SPACES)}; got {name!r}")
+    return SPACES[name]
 
 
 @dataclass(frozen=True)

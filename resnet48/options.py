@@ -49,7 +49,7 @@ class SampledSpaceSettings(Settings):
     """Which subnets are drawn."""
 
     space: str = option("published", "which subnets are sampled: published (what the 45,000 keep to) or full",
-                        choices=("published", "full"), old_words={"pool": "published"})
+                        old_words={"pool": "published"})
 
 
 @dataclass
