@@ -16,7 +16,7 @@ from .errors import exit_on_user_error
 FIRST_WORD = {"describe": "arch", "sample": "count"}
 
 
-def describe(settings):
+def describe(settings) -> None:
     """describe CODE: widths, MACs and parameters of one arch, stage by stage."""
     config.require(settings, "arch")
     space = FULL.narrowed(settings.channels(), settings.divisor)
@@ -29,7 +29,7 @@ def describe(settings):
         print(f"\nOnly as a standalone net: {error}")
 
 
-def sample(settings):
+def sample(settings) -> None:
     """sample N --output FILE: a list of N different random archs, in the official format."""
     config.require(settings, "count", "output")
     files.require_writable(settings.output)
@@ -43,7 +43,7 @@ def sample(settings):
     print(f"wrote {settings.output}: {len(codes)} archs of the {settings.space} space, seed {settings.seed}")
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if len(argv) > 1 and argv[0] in FIRST_WORD and not argv[1].startswith("-"):
         argv.insert(1, f"--{FIRST_WORD[argv[0]]}")

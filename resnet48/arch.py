@@ -4,7 +4,10 @@ An arch code has 51 digits: 4 depths, 1 stem, and 46 block digits, two for each 
 The published list writes a leading `1` (image size 224) before them; both forms are read, 51 digits are written.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+
+import numpy as np
 
 from .errors import UserError
 from .nodes import Block, Head, Layer, Stem
@@ -57,7 +60,7 @@ class SearchSpace:
         """The net with the fewest blocks, all at the last allowed digit."""
         return self._uniform([fewest for fewest, _ in self.depths], which=-1)
 
-    def sample(self, rng) -> "ArchConfig":
+    def sample(self, rng: np.random.Generator) -> "ArchConfig":
         """A random arch: depths and digits uniform and independent but for the ties. rng: a numpy Generator."""
         def draw(allowed):
             return allowed[int(rng.integers(len(allowed)))]
@@ -68,7 +71,7 @@ class SearchSpace:
         # The stem feeds an identity shortcut of stage 1, so it has that stage's outer width.
         return self._assemble(depths, outer[0], inner, outer)
 
-    def narrowed(self, base_channels, divisor: int) -> "SearchSpace":
+    def narrowed(self, base_channels: Sequence[int], divisor: int) -> "SearchSpace":
         """The same codes over other base widths: a narrow copy that makes the same road honest on a CPU."""
         return SearchSpace(self.name, tuple(base_channels), divisor, self.ratios, self.depths, self.codes)
 

@@ -111,7 +111,7 @@ def _follow_the_main_process(_worker):
 
 
 @contextlib.contextmanager
-def dead_workers_named():
+def dead_workers_named() -> Iterator[None]:
     """While batches are read: Paddle interrupts whatever runs with a `SystemError` when a worker dies."""
     try:
         yield

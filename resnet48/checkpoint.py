@@ -13,13 +13,16 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from . import files, models, optim
 from .arch import FULL, ArchConfig, SearchSpace
+from .data import ImageSet
 from .errors import UserError
 from .nodes import HEAD, Head
 
@@ -47,7 +50,8 @@ class Checkpoint:
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-def save(run_folder, net, optimizer, state, keep, average=None):
+def save(run_folder: str, net: nn.Layer, optimizer: paddle.optimizer.Optimizer, state: dict, keep: int,
+         average: nn.Layer | None = None) -> str:
     """Write one checkpoint, whole or not at all, and remove all but the newest `keep` and the best.
 
     state: plain data with at least `step`; it is completed by what the net is. average: a net to evaluate and publish
@@ -84,14 +88,14 @@ def save(run_folder, net, optimizer, state, keep, average=None):
     return target
 
 
-def trained_weights(found):
+def trained_weights(found: Checkpoint) -> tuple[dict, dict]:
     """(weights to train on with, optimizer state) of a checkpoint."""
     trained = {name.removesuffix(TRAINED): value for name, value in found.optimizer.items() if name.endswith(TRAINED)}
     state = {name: value for name, value in found.optimizer.items() if not name.endswith(TRAINED)}
     return trained or found.weights, state
 
 
-def publish(checkpoint_folder, run_folder):
+def publish(checkpoint_folder: str, run_folder: str) -> None:
     """Give a checkpoint the names that other people's scripts look for: final.pdparams and final.pdopt."""
     _clear_leftovers(run_folder)
     for name, final in FINAL.items():
@@ -124,7 +128,7 @@ def _flush(path):
         os.close(handle)
 
 
-def describe(net):
+def describe(net: nn.Layer) -> dict:
     """What is needed to build this net again, as it comes back from JSON."""
     what = {"kind": "standalone", "arch": net.arch.code, "stem": net.arch.stem, "stages": net.arch.stages} \
         if isinstance(net, models.ResNet48) else {"kind": "supernet", "space": net.space.to_dict()}
@@ -133,7 +137,7 @@ def describe(net):
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-def read(path):
+def read(path: str) -> Checkpoint:
     """Read a run's folder (its newest complete checkpoint), a checkpoint's folder, or a .pdparams file.
 
     Raises `CheckpointError` for a path that is missing, torn or not a checkpoint.
@@ -152,7 +156,7 @@ def read(path):
     return _read_file(weights)
 
 
-def newest(run_folder, report=print):
+def newest(run_folder: str, report: Callable[[str], None] = print) -> Checkpoint | None:
     """The newest complete checkpoint of a run, or None. Torn ones are named through `report` and passed over."""
     for name in sorted(_folders(run_folder), reverse=True):
         try:
@@ -162,7 +166,7 @@ def newest(run_folder, report=print):
     return None
 
 
-def steps(run_folder):
+def steps(run_folder: str) -> list[int]:
     """The steps of a run's checkpoints, whole or not, in order."""
     return sorted(int(name.removeprefix("step-")) for name in _folders(run_folder))
 
@@ -217,7 +221,7 @@ def _load(path):
     return content
 
 
-def canonical(weights):
+def canonical(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Names seen in the wild, as our own: wrappers' prefixes, `.fn.` of wrapped layers, a teacher beside the net."""
     renamed = {}
     for name, value in weights.items():
@@ -243,7 +247,7 @@ def _recognise(weights, path):
 
 # --- from a checkpoint to a net ---------------------------------------------------------------------------------------
 
-def build(checkpoint):
+def build(checkpoint: Checkpoint) -> models.Supernet | models.ResNet48:
     """The net that a checkpoint holds, with its weights."""
     try:
         what = checkpoint.state["net"]
@@ -259,7 +263,7 @@ def build(checkpoint):
     return net
 
 
-def build_supernet(found):
+def build_supernet(found: Checkpoint) -> models.Supernet:
     """The supernet that a checkpoint holds. Raises `CheckpointError` if it is a standalone net."""
     net = build(found)
     if not isinstance(net, models.Supernet):
@@ -267,13 +271,13 @@ def build_supernet(found):
     return net
 
 
-def fits(net, weights):
+def fits(net: nn.Layer, weights: dict[str, np.ndarray]) -> bool:
     """Whether names and shapes are exactly the net's."""
     return {name: list(value.shape) for name, value in net.state_dict().items()} == \
         {name: list(np.shape(value)) for name, value in weights.items()}
 
 
-def load_weights(net, weights, path):
+def load_weights(net: nn.Layer, weights: dict[str, np.ndarray], path: str) -> None:
     """Load every weight; raise `CheckpointError` unless names and shapes are exactly the net's and all are finite."""
     own = net.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
@@ -295,7 +299,7 @@ def load_weights(net, weights, path):
     net.set_state_dict({name: paddle.to_tensor(value, own[name].dtype) for name, value in weights.items()})
 
 
-def require_classes(net, images, path):
+def require_classes(net: nn.Layer, images: ImageSet, path: str) -> None:
     """Raise `CheckpointError` unless the net has one output per class of the images."""
     if net.num_classes != len(images.classes):
         raise CheckpointError(f"the checkpoint {path} is for {net.num_classes} classes, but {images.name} has "

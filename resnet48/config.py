@@ -1,4 +1,4 @@
-"""Settings of a run: dataclass defaults, then YAML files, then the command line. The machinery; `options` declares them.
+"""Reading settings: dataclass defaults, then YAML files, then the command line. `options` declares them.
 
 A flag, its YAML key and its field have one name. Types and limits are checked in one place for both, and an
 unknown name is an error that offers the nearest one.
@@ -99,7 +99,7 @@ def current(config_class: type, *layers: dict) -> dict:
     return values
 
 
-def build(config_class: type, values: dict):
+def build(config_class: type, values: dict) -> "Settings":
     """Settings from a mapping, with every type and limit checked. Raises `UserError`."""
     hints = typing.get_type_hints(config_class)
     fields = {item.name: item for item in dataclasses.fields(config_class)}
@@ -110,19 +110,19 @@ def build(config_class: type, values: dict):
     return config_class(**checked)
 
 
-def require(settings, *names: str) -> None:
+def require(settings: Settings, *names: str) -> None:
     """Raise `UserError` unless each of the named settings has been given."""
     for name in names:
         if not getattr(settings, name):
             raise UserError(f"--{name} is needed: {settings.__dataclass_fields__[name].metadata['help']}")
 
 
-def dump(settings) -> str:
+def dump(settings: Settings) -> str:
     """The resolved settings as YAML text, which `--config` reads back."""
     return yaml.safe_dump(as_data(settings), sort_keys=False)
 
 
-def as_data(settings) -> dict:
+def as_data(settings: Settings) -> dict:
     """Settings as plain data, such as JSON and YAML hold."""
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 

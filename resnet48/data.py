@@ -152,7 +152,7 @@ def _digits(size):
 
 # --- one image --------------------------------------------------------------------------------------------------------
 
-def view(split: Split, index: int, make: Callable, *arguments):
+def view(split: Split, index: int, make: Callable, *arguments) -> object:
     """`make(picture, *arguments)` for one image; raises `BadImage` naming the file if it cannot be decoded."""
     try:
         return make(split.picture(index), *arguments)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Callable
 
 
 class UserError(ValueError):
@@ -20,7 +21,7 @@ class Stopped(Exception):
     """
 
 
-def exit_on_user_error(main):
+def exit_on_user_error(main: Callable) -> object:
     """Run `main()`; print a `UserError` as one sentence on standard error and exit with code 2.
 
     An interrupt from the keyboard ends it without a stack trace too, with the code that shells give it, and so does

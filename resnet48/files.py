@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from typing import TextIO
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from .errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: str) -> Iterator[str]:
     """Yield a temporary path beside `path`; when the block ends well it becomes `path`, otherwise it goes away.
 
     Missing folders are made. Raises `UserError` where the folder cannot be written or the disk is full.
@@ -40,7 +42,7 @@ def replacing(path):
 
 
 @contextlib.contextmanager
-def appending(path):
+def appending(path: str) -> Iterator[TextIO]:
     """Yield a text file to which lines are added. Raises `UserError` where it cannot be written or the disk is full."""
     try:
         with open(path, "a", newline="") as file:
@@ -50,7 +52,7 @@ def appending(path):
 
 
 @contextlib.contextmanager
-def locked(path):
+def locked(path: str) -> Iterator[None]:
     """Wait for, then hold, a lock file that the system lets go of however the process ends.
 
     Missing folders are made. Raises `UserError` where the file cannot be written.
@@ -66,7 +68,7 @@ def locked(path):
         yield
 
 
-def require_writable(path):
+def require_writable(path: str) -> None:
     """Raise `UserError` now, before hours of work, if `path` could not be written later. Makes nothing."""
     if os.path.isdir(path):
         raise UserError(f"cannot write {path}: it is a folder")
@@ -87,17 +89,17 @@ def _cannot_write(path, error):
     return UserError(f"cannot write {path}: {reason}")
 
 
-def write_text(path, text):
+def write_text(path: str, text: str) -> None:
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def write_json(path, data, indent=None):
+def write_json(path: str, data: object, indent: int | None = None) -> None:
     with replacing(path) as temporary, open(temporary, "w") as file:
         json.dump(data, file, indent=indent)
 
 
-def read_json(path, what):
+def read_json(path: str, what: str) -> object:
     """The content of a JSON file; `what` names it in the errors. A key that stands twice is an error.
 
     Raises `UserError` for a missing, unreadable or malformed file.
@@ -127,7 +129,7 @@ def read_json(path, what):
         raise UserError(f"{what} {path} holds a number that is too long to be read") from error
 
 
-def read_array(path, mapped=False):
+def read_array(path: str, mapped: bool = False) -> np.ndarray:
     """The array in a .npy file that can be made again. Raises `UserError` for one that is missing or torn."""
     try:
         return np.load(path, mmap_mode="r" if mapped else None)
@@ -135,7 +137,7 @@ def read_array(path, mapped=False):
         raise UserError(f"{path} is not readable ({error}); delete it and it is made again") from error
 
 
-def sha256_of(path):
+def sha256_of(path: str) -> str:
     """SHA-256 of a file as 64 hex digits. Raises `UserError` where it cannot be read."""
     digest = hashlib.sha256()
     try:

@@ -50,7 +50,7 @@ def settings(environment: Mapping[str, str], cpus: int, is_amd: bool, paddle: st
 _shown = ["the settings of machine.py have not been applied"]
 
 
-def report():
+def report() -> str:
     """Two lines for the start of a program: what was detected, and what `prepare` set or found fixed."""
     return "\n".join(_shown)
 
@@ -79,7 +79,7 @@ def _paddle():
     return "unknown"
 
 
-def cpu_count():
+def cpu_count() -> int:
     """CPUs this process may use (an affinity mask or a container may allow fewer than there are)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -94,7 +94,7 @@ def _keep_memory():
         libc.mallopt(MALLOPT_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def prepare():
+def prepare() -> None:
     """Apply `settings` to this process and, through the environment, to its children."""
     import zlib  # noqa: F401  loaded before Paddle 2.6.2 brings its own copy, which crashes scikit-learn later
 

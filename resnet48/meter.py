@@ -5,6 +5,7 @@ import csv
 import importlib.util
 import os
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import paddle
@@ -29,20 +30,20 @@ class Meter:
         self.losses, self.started = [], time.perf_counter()
 
     @contextlib.contextmanager
-    def waiting(self):
+    def waiting(self) -> Iterator[None]:
         """A block that waits for data."""
         started = time.perf_counter()
         yield
         self.wait += time.perf_counter() - started
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """A block that is no training, such as an evaluation or a checkpoint."""
         started = time.perf_counter()
         yield
         self.away += time.perf_counter() - started
 
-    def add(self, losses, images):
+    def add(self, losses: dict[str, paddle.Tensor], images: int) -> None:
         """One step. losses: scalar tensors by role; images: how many it saw on all ranks."""
         unknown = losses.keys() - set(self.roles)
         if unknown:
@@ -50,7 +51,7 @@ class Meter:
         self.losses.append(losses)
         self.images += images
 
-    def flush(self, step, per_epoch, steps, lr):
+    def flush(self, step: int, per_epoch: int, steps: int, lr: float) -> dict:
         """Everything since the last row, which ends with `step` (from 1), as a dictionary; then begin the next row.
 
         `losses` holds a mean for each role, None where no step had it; `not_finite` is None or (first step with such a
@@ -70,7 +71,7 @@ class Meter:
         return row
 
 
-def line(row, max_epoch):
+def line(row: dict, max_epoch: int) -> str:
     """A row as text."""
     losses = "  ".join(f"{role} {loss:.4f}" for role, loss in row["losses"].items() if loss is not None)
     minutes, seconds = divmod(int(row["seconds_left"]), 60)
@@ -104,13 +105,13 @@ class Table:
             writer.writerows(rows)
         self.columns = columns
 
-    def write(self, row):
+    def write(self, row: dict) -> None:
         values = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in scalars(row).items()}
         with files.appending(self.path) as file:
             csv.DictWriter(file, self.columns).writerow(values)
 
 
-def scalars(row):
+def scalars(row: dict) -> dict[str, float | None]:
     """The numbers of a row by column name; None for the loss of a role that no step had."""
     return {**{name: row[name] for name in Table.COLUMNS},
             **{_column(role): loss for role, loss in row["losses"].items()}}
@@ -120,20 +121,20 @@ def _column(role):
     return f"loss_{role}"
 
 
-def require_visualdl():
+def require_visualdl() -> None:
     """Raise `UserError` where the package is not installed."""
     if importlib.util.find_spec("visualdl") is None:
         raise UserError("--visualdl needs the package visualdl: pip install visualdl")
 
 
-def visualdl_writer(folder):
+def visualdl_writer(folder: str) -> object:
     """Where `add_to` writes rows."""
     from visualdl import LogWriter  # here: only --visualdl needs it
 
     return LogWriter(logdir=os.path.join(folder, "visualdl"))
 
 
-def add_to(writer, row):
+def add_to(writer: object, row: dict) -> None:
     for name, value in scalars(row).items():
         if name != "step" and value is not None:
             writer.add_scalar(tag=name, step=row["step"], value=value)

@@ -128,7 +128,7 @@ class InPlaceDistillation(Objective):
 
 
 class FixedTeacher(Objective):
-    """Each subnet by cross-entropy plus soft cross-entropy to a fixed teacher, as in the competition's official demo."""
+    """Each subnet by cross-entropy plus soft cross-entropy to a fixed teacher, as in the official demo."""
 
     needs_teacher = True
 

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import paddle
@@ -84,7 +84,7 @@ def trainable(net: paddle.nn.Layer) -> list[paddle.Tensor]:
 
 
 @contextlib.contextmanager
-def freeze_unused(net: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, archs: list):
+def freeze_unused(net: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, archs: list) -> Iterator[None]:
     """A block that steps the optimizer, after which what none of the archs uses is as before, its momentum too.
 
     A gradient covers a whole tensor, with zeros where no subnet of the step reached; weight decay and momentum would

@@ -1,6 +1,6 @@
 """The settings of every command: each is declared once, with its default, its limits and its help.
 
-A command's class inherits the groups that it needs. Values come from these defaults, YAML files and flags, see `config`.
+A command's class inherits the groups that it needs. Values come from here, YAML files and flags, see `config`.
 """
 
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class DeviceSettings(Settings):
                                  resumable=True)
 
     @classmethod
-    def upgrade(cls, values):
+    def upgrade(cls, values: dict) -> dict:
         dtype = values.pop("amp_dtype", "bf16")  # was a setting beside --amp O1
         if values.get("precision") == "O1":
             values["precision"] = dtype
@@ -192,7 +192,7 @@ class SupernetSettings(TrainSettings, SampledSpaceSettings):
                                                    "differ, lr, warmup, sampler and objective")
 
     @classmethod
-    def upgrade(cls, values):
+    def upgrade(cls, values: dict) -> dict:
         if values.get("recipe") in OLD_RECIPES:
             values["sampler"], values["objective"] = OLD_RECIPES[values.pop("recipe")]
         return super().upgrade(values)

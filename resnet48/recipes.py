@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import objectives, optim, sampling
+from .arch import SearchSpace
 from .errors import UserError
 from .options import SupernetSettings, TrainSettings
 
@@ -58,7 +59,8 @@ def standalone(settings: TrainSettings) -> list[Stage]:
     return [Stage(lambda seed, step, total_steps: [], objective, objective.roles)]
 
 
-def supernet(settings: SupernetSettings, candidates, teacher: Callable | None = None) -> list[Stage]:
+def supernet(settings: SupernetSettings, candidates: SearchSpace | sampling.ArchList,
+             teacher: Callable | None = None) -> list[Stage]:
     """The recipe that the settings name, for a supernet.
 
     candidates: a `SearchSpace` or a `sampling.ArchList`. teacher: a fixed net, images [N, 3, H, W] to logits

@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import paddle
@@ -22,7 +23,7 @@ SECONDS_TO_BE_FOUND = 3  # the launcher looks every second, and should name the 
 SECONDS_TO_JOIN = 300  # for all ranks; the launcher starts them together, so more than a slow import is a fault
 
 
-def start(device, join=True, channels_last=False):
+def start(device: str, join: bool = True, channels_last: bool = False) -> None:
     """Choose the device and, unless told otherwise, join the processes that `paddle.distributed.launch` started.
 
     Says what the machine is and how it is set. channels_last: have Paddle tune the layout of features, which on a GPU
@@ -70,22 +71,22 @@ def _joining_within(seconds):
         os.waitpid(watcher, 0)
 
 
-def rank():
+def rank() -> int:
     return dist.get_rank()
 
 
-def ranks():
+def ranks() -> int:
     return dist.get_world_size()
 
 
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     """Seed what draws initial weights. Everything later has generators of its own, made from (seed, step)."""
     paddle.seed(seed)
     np.random.seed(seed)
     random.seed(seed)
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Of what computes, for a manifest."""
     return {"paddle": paddle.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
 
@@ -105,19 +106,19 @@ def require_shared_memory(workers: int, batch_bytes: int) -> None:
                         "deleting what killed programs have left in it gives more")
 
 
-def say(message):
+def say(message: str) -> None:
     """A line from rank 0 for the person who watches."""
     if rank() == 0:
         note(message)
 
 
-def note(message):
+def note(message: str) -> None:
     """A line from this rank, which the launcher writes to a log of its own."""
     tqdm.write(message)
     sys.stdout.flush()
 
 
-def progress(iterable, total, what):
+def progress(iterable: Iterable, total: int, what: str) -> Iterator:
     """Pass an iterable through: a bar on a terminal, a plain line now and then in a log, nothing from other ranks."""
     if rank() != 0:
         yield from iterable
@@ -136,7 +137,7 @@ def progress(iterable, total, what):
                   flush=True)
 
 
-def counting(first, last, what):
+def counting(first: int, last: int, what: str) -> Iterable[int]:
     """range(first, last), with a bar on a terminal."""
     if rank() != 0 or not sys.stderr.isatty():
         return range(first, last)
@@ -156,7 +157,7 @@ def _lost_ranks_named():
                         ) from error
 
 
-def same_everywhere(parameters):
+def same_everywhere(parameters: Iterable[paddle.Tensor]) -> None:
     """Give every rank the values of rank 0."""
     if ranks() > 1:
         with _lost_ranks_named():
@@ -164,7 +165,7 @@ def same_everywhere(parameters):
                 dist.broadcast(parameter, src=0)
 
 
-def average_gradients(parameters, vote):
+def average_gradients(parameters: Iterable[paddle.Tensor], vote: bool) -> bool | paddle.Tensor:
     """Replace each gradient by its mean over the ranks, in one all-reduce whatever the number of subnets.
 
     A gradient that is absent stays so: every rank trains the same archs, so the same ones are absent everywhere.
@@ -183,7 +184,7 @@ def average_gradients(parameters, vote):
     return votes
 
 
-def total(values):
+def total(values: Iterable[float]) -> list[float]:
     """The sum over all ranks of a list of numbers."""
     if ranks() == 1:
         return list(values)
@@ -198,7 +199,7 @@ class _Interrupt(BaseException):
 
 
 @contextlib.contextmanager
-def stoppable(farewell):
+def stoppable(farewell: str) -> Iterator[None]:
     """A block whose finished parts are kept: a signal that asks to stop raises `Stopped` there and then.
 
     farewell: what to say then. A second signal gets the default treatment.

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from . import files, submission as submissions
-from .arch import FULL
+from .arch import FULL, SearchSpace
 from .errors import UserError
 
 FEWEST = 3  # archs that submission and truth must share
@@ -77,15 +77,16 @@ class Score:
     image_size: int
 
     @property
-    def n(self):
+    def n(self) -> int:
         """How many archs both files hold."""
         return len(self.truth.accuracies)
 
-    def row(self, name):
+    def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
 
 
-def score(submission, truth, space=FULL, image_size=224, num_classes=1000, seed=0, resamples=None):
+def score(submission: str, truth: str, space: SearchSpace = FULL, image_size: int = 224, num_classes: int = 1000,
+          seed: int = 0, resamples: int | None = None) -> Score:
     """Compare the rankings of two files in the list's format (paths). Returns a `Score`.
 
     space, image_size (pixels), num_classes: of the nets, for the baselines MACs and parameters.
@@ -114,7 +115,7 @@ def score(submission, truth, space=FULL, image_size=224, num_classes=1000, seed=
     return Score(ours, theirs, rows, best, margin, resamples, seed, image_size)
 
 
-def sheet(result):
+def sheet(result: Score) -> str:
     """The score sheet as Markdown: what was joined, the table of rankings with intervals, and one verdict."""
     ours, theirs = result.submission, result.truth
     lines = [
@@ -142,7 +143,7 @@ def sheet(result):
     return "\n".join([*lines, "", *table, "", verdict(result), ""])
 
 
-def verdict(result):
+def verdict(result: Score) -> str:
     """One sentence: whether the supernet's tau beats the best free baseline, and how sure that is."""
     if result.best is None:
         return "No baseline tells these archs apart, so there is nothing free to beat."
@@ -156,7 +157,7 @@ def verdict(result):
             f"{_shown(result.margin, '+')}, which {'excludes' if certain else 'includes'} zero.")
 
 
-def plot(result, path):
+def plot(result: Score, path: str) -> None:
     """Draw accuracies (left) and ranks (right) of submission over truth into a PNG file, whole or not at all.
 
     Raises `UserError` where `path` does not end in .png or cannot be written.

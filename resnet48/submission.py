@@ -7,6 +7,7 @@ Both are `{"arch1": {"acc": 0.0, "arch": "1252..."}, ...}`. The order of the key
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import files
@@ -24,7 +25,7 @@ class Entry(NamedTuple):
     arch: ArchConfig
 
 
-def read_list(path, space=FULL):
+def read_list(path: str, space: SearchSpace = FULL) -> list[Entry]:
     """The arch list at `path`: a list of `Entry`, in the file's order.
 
     Raises `UserError` naming the file and the key for a malformed entry or code and for an arch that stands twice.
@@ -32,7 +33,7 @@ def read_list(path, space=FULL):
     return read(path, "arch list", space)[0]
 
 
-def select(entries, limit=None, every=1, keys=None):
+def select(entries: Sequence[Entry], limit: int | None = None, every: int = 1, keys: str | None = None) -> list[Entry]:
     """Part of a list, in its order: every K-th entry or those with the given keys (comma-separated), then the first N.
 
     Raises `UserError` for a key that is not in the list, and for both at once.
@@ -49,7 +50,7 @@ def select(entries, limit=None, every=1, keys=None):
     return chosen[:limit]
 
 
-def read(path, what, space=FULL):
+def read(path: str, what: str, space: SearchSpace = FULL) -> tuple[list[Entry], list[float]]:
     """Entries and accuracies of a file in the list's format: (list of `Entry`, list of float), in the file's order.
 
     what: what to call the file in errors. The accuracies are as written: percent, or fractions from some teams.
@@ -76,7 +77,7 @@ def read(path, what, space=FULL):
     return entries, accuracies
 
 
-def write(path, entries, accuracies):
+def write(path: str, entries: Sequence[Entry], accuracies: Sequence[float]) -> None:
     """Write a submission, whole or not at all.
 
     entries: `Entry` objects in the list's order. accuracies: as many numbers, top-1 in percent.
@@ -95,7 +96,7 @@ def write(path, entries, accuracies):
     files.write_json(path, content)
 
 
-def write_counts(submission, entries, counts, images):
+def write_counts(submission: str, entries: Sequence[Entry], counts: Sequence[tuple[int, int]], images: int) -> None:
     """Keep the counts behind a submission beside it, as `<submission>.counts.json`: hits in `images` images.
 
     counts: (top-1, top-5) per entry.
@@ -105,7 +106,8 @@ def write_counts(submission, entries, counts, images):
     files.write_json(os.path.splitext(submission)[0] + ".counts.json", {"images": images, "counts": content})
 
 
-def hand_in(path, arch_list, checkpoint, entries, chosen, counts, images, about):
+def hand_in(path: str, arch_list: str, checkpoint: str, entries: Sequence[Entry], chosen: Sequence[Entry],
+            counts: Sequence[tuple[int, int]], images: int, about: dict) -> str:
     """Write the submission for the `chosen` of a list's entries, with counts and manifest beside it; what to say of it.
 
     counts: (top-1, top-5) of each chosen entry in `images` images. about: the rest of the manifest, see
@@ -121,7 +123,7 @@ def hand_in(path, arch_list, checkpoint, entries, chosen, counts, images, about)
             + (f"; PARTIAL: {len(chosen)} of the list's {len(entries)} archs" if partial else ""))
 
 
-def write_so_far(path, codes, counts, images, planned):
+def write_so_far(path: str, codes: Sequence[list], counts: Sequence[tuple[int, int]], images: int, planned: int) -> str:
     """Write a submission from an evaluation that may be unfinished, on the `images` it has seen; what to say of it.
 
     planned: how many images it will see. codes: [key, code] of each arch. It has no manifest, so
@@ -134,12 +136,13 @@ def write_so_far(path, codes, counts, images, planned):
     return f"wrote {path}: {len(codes)} archs, {state}"
 
 
-def manifest_path(submission):
+def manifest_path(submission: str) -> str:
     """Where the manifest of a submission lies: `out/submission.json` has `out/submission.manifest.json`."""
     return os.path.splitext(submission)[0] + ".manifest.json"
 
 
-def write_manifest(submission, arch_list, checkpoint, net, settings, archs, partial, val_images, image_size, versions):
+def write_manifest(submission: str, arch_list: str, checkpoint: str, net: dict, settings: dict, archs: int,
+                   partial: bool, val_images: int, image_size: int, versions: dict[str, str]) -> str:
     """Write down what the submission at `submission` was made of, beside it. Returns the manifest's path.
 
     arch_list, checkpoint: a path, or the SHA-256 as 64 hex digits where it was taken before the evaluation.
@@ -165,7 +168,7 @@ def write_manifest(submission, arch_list, checkpoint, net, settings, archs, part
     return path
 
 
-def net_of(submission):
+def net_of(submission: str) -> tuple[SearchSpace, int, int]:
     """(space, image size, classes) of the supernet behind a submission, by its manifest; the official ones without.
 
     Raises `UserError` for a manifest that is malformed.
@@ -180,7 +183,7 @@ def net_of(submission):
         raise UserError(f"manifest {path} is malformed: {type(error).__name__} {error}") from error
 
 
-def verify(submission_path, list_path, checkpoint_digest=None):
+def verify(submission_path: str, list_path: str, checkpoint_digest: str | None = None) -> list[str]:
     """What speaks against handing this submission in: a list of sentences, empty if all is well.
 
     Keys, their order and the code strings must be the list's; accuracies finite, within 0..100 and not all equal;

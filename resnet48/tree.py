@@ -5,7 +5,10 @@ up to there. Sorted by their nodes, archs with a common beginning stand together
 a walk along the sorted list that keeps, at each arch, what it has in common with the one before.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from .arch import ArchConfig
 
 
 class Step(NamedTuple):
@@ -19,7 +22,7 @@ class Step(NamedTuple):
     leaf: int
 
 
-def walk(archs) -> list[Step]:
+def walk(archs: Iterable[ArchConfig]) -> list[Step]:
     """The steps of a depth-first walk that visits every arch of a list once. archs: tied `ArchConfig` objects."""
     paths = sorted((arch.nodes(), index) for index, arch in enumerate(archs))
     steps, before = [], ()
@@ -51,6 +54,6 @@ def nodes(steps: list[Step]) -> int:
     return sum(len(step.added) for step in steps)
 
 
-def alone(archs, image_size: int, num_classes: int) -> int:
+def alone(archs: Iterable[ArchConfig], image_size: int, num_classes: int) -> int:
     """Multiply-adds per image if every arch is run on its own."""
     return sum(arch.macs(image_size, num_classes) for arch in archs)

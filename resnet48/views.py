@@ -38,14 +38,14 @@ class Picture(NamedTuple):
     decode: Callable
 
 
-def read(path):
+def read(path: str) -> Picture:
     """The `Picture` in a file. Raises one of `UNREADABLE` for what is no image."""
     with open(path, "rb") as file:
         content = file.read()
     return (_plain_jpeg(content) if simplejpeg else None) or _by_pillow(Image.open(io.BytesIO(content)))
 
 
-def of_array(pixels):
+def of_array(pixels: np.ndarray) -> Picture:
     """The `Picture` of uint8 [height, width] or [height, width, 3]."""
     return Picture(pixels.shape[1::-1], lambda _: (pixels if pixels.ndim == 3 else np.dstack([pixels] * 3), 1))
 
@@ -88,7 +88,7 @@ def _rgb(image):
 
 # --- views ------------------------------------------------------------------------------------------------------------
 
-def train_view(picture, size, rng, crop_scale, flip):
+def train_view(picture: Picture, size: int, rng: np.random.Generator, crop_scale: float, flip: bool) -> np.ndarray:
     """Random resized crop (area crop_scale..1, ratio 3/4..4/3) and flip, as in GoogLeNet (arXiv 1409.4842, 6).
 
     uint8 [3, size, size].
@@ -109,7 +109,7 @@ def train_view(picture, size, rng, crop_scale, flip):
     return _planes(pixels, mirrored=flip and rng.random() < 0.5)
 
 
-def eval_view(picture, size):
+def eval_view(picture: Picture, size: int) -> np.ndarray:
     """Short side to round(size * 256 / 224), then the central square of `size` pixels: uint8 [3, size, size]."""
     width, height = picture.size
     short = round(size * 256 / 224)
@@ -123,13 +123,13 @@ def eval_view(picture, size):
     return _planes(_resized(picture, (left * fx, top * fy, (left + size) * fx, (top + size) * fy), (size, size)))
 
 
-def shrunk_size(size, short):
+def shrunk_size(size: tuple[int, int], short: int) -> tuple[int, int]:
     """(width, height) with the short side brought down to `short`; a smaller image stays as it is."""
     scale = min(1, short / min(size))
     return tuple(max(1, round(side * scale)) for side in size)
 
 
-def shrunk(picture, size):
+def shrunk(picture: Picture, size: tuple[int, int]) -> np.ndarray:
     """The whole image as uint8 [height, width, 3] of this size (width, height)."""
     return _resized(picture, (0, 0, *picture.size), size)
 
@@ -146,12 +146,12 @@ def _planes(pixels, mirrored=False):
 
 # --- resizing ---------------------------------------------------------------------------------------------------------
 
-def libraries():
+def libraries() -> str:
     """What decodes and resizes here, for a person who wonders about the speed."""
     return f"{'simplejpeg' if simplejpeg else 'Pillow'} and {resizer()}"
 
 
-def resizer():
+def resizer() -> str:
     """What resizes, for those who must not mix what differs in the last bits."""
     return "OpenCV" if cv2 else "Pillow"
 
