@@ -11,8 +11,8 @@ fail() {
 has_packages() {
     "$1" -c 'import sys
 from importlib.util import find_spec
-sys.exit(any(find_spec(name) is None for name in sys.argv[1:]))' paddle paddleslim numpy scipy yaml tqdm six requests \
-        decorator $extra_modules 2>/dev/null
+sys.exit(any(find_spec(name) is None for name in sys.argv[1:]))' paddle paddleslim numpy scipy PIL sklearn \
+        matplotlib yaml tqdm six requests decorator $extra_modules 2>/dev/null
 }
 
 set_up() {
@@ -34,7 +34,7 @@ set_up() {
 
 extra_modules=
 if [ -n "${1:-}" ]; then
-    extra_modules=pytest
+    extra_modules="pytest xdist"
 fi
 if [ -n "${PYTHON:-}" ]; then
     has_packages "$PYTHON" || fail "PYTHON=$PYTHON lacks some of the required packages: $PYTHON -m pip install -r requirements.txt"

@@ -1,11 +1,13 @@
 """What the tests share: a narrow space, small nets, and the folders that a run needs."""
 
 import os
+import random
 import shutil
 import sys
 
 import numpy as np
 import pytest
+from imports import touches_paddle
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -15,6 +17,40 @@ from resnet48.arch import FULL, POOL  # noqa: E402
 
 PUBLISHED = os.path.join(ROOT, "..", "shared", "data", "CVPR_2022_NAS_Track1_test.json")
 PHOTOGRAPHS = os.path.join(ROOT, "..", "shared", "data", "caltech16")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what touches Paddle, by what a test's module imports."""
+    for item in items:
+        if touches_paddle(str(item.path)):
+            item.add_marker("framework")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup():
+    seed_all()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
+    seed_all()
+
+
+def seed_all():
+    """The same random numbers for every fixture and every test, whatever ran before it in this process."""
+    random.seed(0)
+    np.random.seed(0)
+    if paddle := sys.modules.get("paddle"):
+        paddle.seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A test without the mark cannot import Paddle, not even through a fixture."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "framework" not in item.keywords:
+            patch.setitem(sys.modules, "paddle", None)
+        return (yield)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import os
 
 from conftest import ROOT
 
-PRELOADED = ["eval_supernet", "sklearn.datasets", "pytest"]
+PRELOADED = ["train_supernet", "eval_supernet", "sklearn.datasets", "pytest"]
 
 
 @functools.cache

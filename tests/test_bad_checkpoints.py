@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import LARGEST, NARROW, SMALL, SMALLEST, call, good, image_folder, listing, refusal, run, write_list
+from commands import LARGEST, SMALL, SMALLEST, call, good, image_folder, listing, refusal, run, write_list
 
 IMAGES = ("--image_dir", "images", "--image_size", 32, "--calib_images", 8, "--num_workers", 0)
 TRAINING = ("train_supernet.py", "run", "--image_dir", "images", *SMALL)
@@ -205,7 +205,7 @@ def test_a_failed_run_leaves_the_submission_that_was_there(here):
     ((*TRAINING, "--image_dir", "nowhere"), "--image_dir nowhere has no folder train/"),
     ((*STANDALONE, "--pretrained", "list.json"), "there is no checkpoint at list.json"),
     (("eval_supernet.py", "run", "--limt", 5), "unknown flag --limt; the nearest is --limit"),
-    (("-m resnet48", "describe", SMALLEST, *NARROW, "--divisor", 0), "--divisor must be 1 or more, got 0")],
+    (("-m resnet48", "describe", SMALLEST[1:]), f"arch code '{SMALLEST[1:]}' has 50 digits")],
     ids=["train", "pretrain", "eval", "describe"])
 def test_a_program_ends_with_code_2_and_one_sentence(here, words, sentence):
     assert refusal(words, here, run).startswith(sentence)

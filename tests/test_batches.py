@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from commands import PATIENCE
 from PIL import Image
 
 from resnet48 import batches, data
@@ -137,7 +138,8 @@ exit_on_user_error(main)
 @pytest.mark.slow
 def test_a_worker_that_dies_is_one_clear_sentence():
     here = os.path.dirname(os.path.abspath(__file__))
-    ended = subprocess.run([sys.executable, "-c", WITH_A_KILLED_WORKER], capture_output=True, text=True, timeout=60,
+    ended = subprocess.run([sys.executable, "-c", WITH_A_KILLED_WORKER], capture_output=True, text=True,
+                           timeout=PATIENCE,
                            env={**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(here), here])})
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     said = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]

@@ -16,7 +16,6 @@ from resnet48.files import read_json
 from resnet48.journal import Journal
 
 ARCHS, PER_SHARD = 23, 4
-KILLS = 25
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +83,17 @@ def run_with_slow_writes(command_line):
 
 
 @pytest.mark.slow
-def test_killed_at_25_random_moments_it_ends_with_the_same_submission(tmp_path, words, undisturbed):
+@pytest.mark.parametrize("kills", [8, pytest.param(25, marks=pytest.mark.long)])
+def test_killed_at_random_moments_it_ends_with_the_same_submission(tmp_path, words, undisturbed, kills):
     """Each life goes on where the one before was killed; the moments reach from its first breath to its last."""
-    rng, kills, done = np.random.default_rng(0), 0, set()
-    while kills < KILLS:
+    rng, done = np.random.default_rng(0), set()
+    while kills:
         process = processes.start(run_with_slow_writes, words(tmp_path))
         process.join(rng.uniform(0, undisturbed[1]))
         if process.is_alive():
             process.kill()
             process.join()
-            kills += 1
+            kills -= 1
             before, done = done, {path.name for path in tmp_path.glob("s.journal/*/[!.]*.npy")}
             assert before <= done  # nothing that was done is lost
         else:  # it came to its end first: begin anew

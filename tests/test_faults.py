@@ -180,17 +180,6 @@ def test_a_dead_worker_is_named_wherever_it_interrupts():
         signal.signal(signal.SIGCHLD, before)
 
 
-@pytest.mark.slow
-def test_workers_of_a_killed_training_leave_no_shared_memory(tmp_path, photos):
-    with Program("train_supernet.py", "run", *ENDLESS, "--image_dir", photos, "--save_dir", tmp_path) as program:
-        program.until("step 2 ")
-        workers = [each for each, _, parent, _ in processes() if parent == program.process.pid]
-        program.process.kill()
-        program.process.wait()
-        assert not program.leaves_processes()
-        assert workers and not [left for each in workers for left in glob.glob(f"/dev/shm/paddle_{each}_*")]
-
-
 # ---- images
 
 @pytest.mark.slow

@@ -73,11 +73,10 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_to_the_whole_group_ends_a_training_well_and_the_same_command_goes_on(tmp_path, photos, number):
+def test_a_signal_to_the_whole_group_ends_a_training_well_and_the_same_command_goes_on(tmp_path, photos):
     words = (*TRAINING, "--image_dir", photos, "--save_dir", tmp_path / "run")
     step = 0
-    for _ in range(2):
+    for number in (signal.SIGTERM, signal.SIGINT):
         with Program(*words) as program:
             program.until(f"step {step + 1} ")
             os.killpg(program.process.pid, number)
@@ -104,22 +103,14 @@ def test_a_signal_to_the_main_process_alone_ends_a_training_well_too(tmp_path, p
 
 
 @pytest.mark.slow
-def test_the_processes_that_decode_images_do_not_outlive_a_killed_program(tmp_path, photos):
+def test_the_processes_that_decode_images_do_not_outlive_a_killed_program_and_leave_no_shared_memory(tmp_path, photos):
     with Program(*TRAINING, "--image_dir", photos, "--save_dir", tmp_path / "run") as program:
-        program.until("step 1 ")
+        program.until("step 2 ")
+        workers = [each for each, _, parent, _ in processes() if parent == program.process.pid]
         program.process.kill()
         program.process.wait()
         assert not program.leaves_processes()
-
-
-@pytest.mark.slow
-def test_a_process_that_decodes_images_and_dies_is_one_clear_sentence(tmp_path, photos):
-    with Program(*TRAINING, "--image_dir", photos, "--save_dir", tmp_path / "run") as program:
-        program.until("step 1 ")
-        os.kill(next(pid for pid, _, parent, _ in processes() if parent == program.process.pid), signal.SIGKILL)
-        ended = program.ended()
-        assert ended.code == 2 and "Traceback" not in ended.err
-        assert "error: a process that decodes training images has died" in ended.err
+        assert workers and not [left for each in workers for left in glob.glob(f"/dev/shm/paddle_{each}_*")]
 
 
 def test_an_interrupt_before_training_leaves_no_stack_trace_and_nothing_behind(tmp_path, monkeypatch):

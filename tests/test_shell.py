@@ -13,6 +13,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("train_supernet.sh", "tests/run.sh", "resnet48/environment.sh")
 TOOLS = ("sh", "dirname", "grep", "paste", "cat", "ls", "tr", "mkdir", "chmod", "touch", "sed", "cp", "head")
+PYTEST = "-m pytest -q tests -n 2 --dist worksteal"
 SHELLS = [shell for shell in ("sh", "dash", "bash", "busybox") if shutil.which(shell)]
 
 #: Stands for an interpreter. Has the packages if there is a file `packages` beside it; `-m venv` copies it, `-m pip`
@@ -128,9 +129,9 @@ def test_a_fresh_machine_gets_an_environment_with_what_the_tests_need_and_keeps_
     assert machine.calls() == [
         "python3 -m venv .venv",
         "python -m pip install --quiet -r requirements-cpu.txt -r tests/requirements.txt",
-        "python -m pytest -q tests -k two words"]
+        f"python {PYTEST} -k two words"]
     code, said, _ = machine.run("tests/run.sh", shell=shell)
-    assert (code, said, machine.calls()) == (0, "", ["python -m pytest -q tests"])
+    assert (code, said, machine.calls()) == (0, "", [f"python {PYTEST}"])
 
 
 def test_the_training_script_sets_up_without_what_only_the_tests_need(machine):
@@ -152,12 +153,18 @@ def test_the_user_may_name_the_requirements_and_the_interpreter(machine):
     shutil.rmtree(machine.tree / ".venv")
     (machine.bin / "packages").touch()
     assert machine.run("tests/run.sh", PYTHON=str(machine.bin / "python3"))[0] == 0
-    assert machine.calls() == ["python3 -m pytest -q tests"] and not (machine.tree / ".venv").exists()
+    assert machine.calls() == [f"python3 {PYTEST}"] and not (machine.tree / ".venv").exists()
 
 
 def test_a_python_that_has_everything_is_used_as_it_is(equipped):
     assert equipped.run("tests/run.sh")[0] == 0
-    assert equipped.calls() == ["python3 -m pytest -q tests"] and not (equipped.tree / ".venv").exists()
+    assert equipped.calls() == [f"python3 {PYTEST}"] and not (equipped.tree / ".venv").exists()
+
+
+def test_the_users_words_come_last_and_so_win_and_without_xdist_there_are_no_words_for_it(equipped):
+    for words in (["-n", "0", "-m", ""], ["-p", "no:xdist", "-x"]):
+        assert equipped.run("tests/run.sh", *words)[0] == 0
+    assert equipped.calls() == [f"python3 {PYTEST} -n 0 -m ", "python3 -m pytest -q tests -p no:xdist -x"]
 
 
 def test_an_environment_that_was_left_half_made_is_completed(machine):
@@ -165,7 +172,7 @@ def test_an_environment_that_was_left_half_made_is_completed(machine):
     assert machine.run("tests/run.sh")[0] == 2
     (machine.tree / "without_network").unlink()
     assert machine.run("tests/run.sh")[0] == 0
-    assert machine.calls()[-1] == "python -m pytest -q tests"
+    assert machine.calls()[-1] == f"python {PYTEST}"
 
 
 def refusal(machine, script="tests/run.sh", **variables):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from commands import image_folder
+from commands import PATIENCE, image_folder
 from conftest import ROOT
 from PIL import Image
 from small_runs import SETTINGS, STANDALONE, fit
@@ -72,7 +72,7 @@ print(count, hashlib.sha256(train.images.pixels.tobytes()).hexdigest())
 def test_of_processes_that_need_them_at_once_one_makes_them_and_the_others_wait(folder, tmp_path):
     started = [subprocess.Popen([sys.executable, "-c", SLOWLY, str(folder), str(tmp_path / "cache")], cwd=ROOT,
                                 stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    counts, digests = zip(*(process.communicate(timeout=120)[0].splitlines()[-1].split() for process in started))
+    counts, digests = zip(*(process.communicate(timeout=PATIENCE)[0].splitlines()[-1].split() for process in started))
     assert sorted(map(int, counts)) == [0, 0, len(images(folder).train)]
     assert len(set(digests)) == 1
 

@@ -1,6 +1,6 @@
 """Five steps of training with batch norm in evaluation mode, on as many ranks as it is launched on.
 
-python3 train_ranks.py {standalone|sandwich} GLOBAL_BATCH OUTPUT: rank 0 writes the weights to OUTPUT.
+python3 train_ranks.py GLOBAL_BATCH OUTPUT: rank 0 writes the weights to OUTPUT.standalone and OUTPUT.sandwich.
 Batch norm in training mode uses the statistics of each rank's own batch, so only in evaluation mode is the result the
 same on one rank and on two. In float64, where that can be told from rounding.
 """
@@ -20,8 +20,6 @@ STEPS = 5
 
 
 def main(kind, global_batch, output):
-    runtime.start("cpu")
-    paddle.set_default_dtype("float64")
     rank, ranks = runtime.rank(), runtime.ranks()
     runtime.seed_everything(rank)  # different on every rank, so that the weights of rank 0 have to be shared
     space = FULL.narrowed((4, 8, 16, 32), 1)
@@ -44,8 +42,11 @@ def main(kind, global_batch, output):
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)
     if rank == 0:
-        paddle.save(net.state_dict(), output)
+        paddle.save(net.state_dict(), f"{output}.{kind}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    runtime.start("cpu")
+    paddle.set_default_dtype("float64")
+    for what in ("standalone", "sandwich"):
+        main(what, int(sys.argv[1]), sys.argv[2])
