@@ -3,12 +3,17 @@
 import dataclasses
 import tempfile
 
-from resnet48 import checkpoint, config, data, evaluate, files, models, options, runtime, submission, sweep, tree
-from resnet48 import score as scoring
-from resnet48.arch import FULL, ArchConfig
-from resnet48.errors import UserError, exit_on_user_error
-from resnet48.export import save_inference
-from resnet48.journal import Journal
+from resnet48.evaluation import accuracy, evaluator, prefix_tree
+from resnet48.evaluation.journal import Journal
+from resnet48.images import datasets
+from resnet48.nets import supernet
+from resnet48.nets.export import save_inference
+from resnet48.ranking import score as scoring, submission
+from resnet48.space import arch_list
+from resnet48.space.arch import FULL, ArchConfig
+from resnet48.system import config, files, options, runtime
+from resnet48.system.errors import UserError, exit_on_user_error
+from resnet48.training import checkpoint
 
 
 def run(settings):
@@ -17,41 +22,42 @@ def run(settings):
     files.require_writable(settings.output)
     # The ranks meet in the journal's folder and nowhere else.
     runtime.start(settings.device, join=False, channels_last=settings.channels_last)
-    found = checkpoint.read(settings.checkpoint)
+    found = checkpoint.load(settings.checkpoint)
     net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
     entries = submission.read_list(settings.archs, net.space)
-    chosen = submission.select(entries, settings.limit, settings.every, settings.keys)
+    chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
     images = load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
     if settings.dry_run:
         return dry_run(net, digest, chosen, images, settings)
-    sample = evaluate.Sample.of(images, settings.val_images, settings.calib_images, settings.seed)
+    sample = accuracy.Sample.of(images, settings.val_images, settings.calib_images, settings.seed)
     root = journal_root(settings.output)
     with runtime.stoppable("nothing is kept of --one_by_one" if settings.one_by_one else
                            f"what is finished is kept in {root}, the same command goes on"):
         counts, total = evaluated(net, digest, chosen, sample, settings, root)
     about = {"net": checkpoint.describe(net), "image_size": images.size, "settings": dataclasses.asdict(settings),
              "versions": runtime.versions()}
-    runtime.say(submission.hand_in(settings.output, settings.archs, digest, entries, chosen, counts, total, about))
+    runtime.log_main(submission.write_submission(settings.output, settings.archs, digest, entries, chosen, counts,
+                                                 total, about))
 
 
 def evaluated(net, digest, entries, sample, settings, root):
     """Counts (top-1, top-5) of every entry, and the number of images."""
     archs = [entry.arch for entry in entries]
     if settings.one_by_one:
-        return sweep.counts_one_by_one(net, archs, sample, settings.batch_size)
-    steps = tree.walk(archs)
-    journal = sweep.open_journal(root, digest, entries, steps, net, sample, settings.precision, settings.chunk,
-                                 settings.fresh)
-    return sweep.run(net, journal, steps, sample)
+        return evaluator.counts_one_by_one(net, archs, sample, settings.batch_size)
+    steps = prefix_tree.traversal(archs)
+    journal = evaluator.open_journal(root, digest, entries, steps, net, sample, settings.precision, settings.chunk,
+                                     settings.fresh)
+    return evaluator.evaluate_list(net, journal, steps, sample)
 
 
 def dry_run(net, digest, entries, images, settings):
-    few = data.cut(images, settings.calib_images or 1, sweep.SMALLEST_CHUNK)
-    sample = evaluate.Sample.of(few, None, settings.calib_images, settings.seed)
+    few = datasets.subset(images, settings.calib_images or 1, evaluator.SMALLEST_CHUNK)
+    sample = accuracy.Sample.of(few, None, settings.calib_images, settings.seed)
     with tempfile.TemporaryDirectory() as root:
         counts, total = evaluated(net, digest, entries[:2], sample, settings, root)
-    runtime.say(f"dry run passed: {len(counts)} archs on {total} images; nothing was written")
+    runtime.log_main(f"dry run passed: {len(counts)} archs on {total} images; nothing was written")
 
 
 def plan(settings):
@@ -59,18 +65,19 @@ def plan(settings):
     config.require(settings, "archs")
     space = FULL.narrowed(settings.channels(), settings.divisor)
     entries = submission.read_list(settings.archs, space)
-    chosen = submission.select(entries, settings.limit, settings.every, settings.keys)
-    print(sweep.plan_text([entry.arch for entry in chosen], settings.image_size, settings.images, settings.num_classes,
-                          space, settings.chunk, settings.ranks, settings.calib_images,
-                          settings.gflops and settings.gflops * 1e9))
+    chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
+    print(evaluator.plan_text([entry.arch for entry in chosen], settings.image_size, settings.images,
+                              settings.num_classes, space, settings.chunk, settings.ranks, settings.calib_images,
+                              settings.gflops and settings.gflops * 1e9))
 
 
 def status(settings):
     """Say how far an evaluation is, and write what is there so far if asked to."""
     journal = Journal.newest(journal_root(settings.output))
-    print(sweep.status_text(journal))
+    print(evaluator.status_text(journal))
     if settings.write:
-        print(submission.write_so_far(settings.write, journal.plan["codes"], *journal.counts(), journal.plan["images"]))
+        print(submission.write_partial(settings.write, journal.plan["codes"], *journal.counts(),
+                                       journal.plan["images"]))
 
 
 def journal_root(output):
@@ -82,10 +89,11 @@ def score(settings):
     config.require(settings, "submission", "truth")
     for path in filter(None, (settings.report, settings.plot)):
         files.require_writable(path)
-    result = scoring.score(settings.submission, settings.truth, *submission.net_of(settings.submission), settings.seed)
-    print(scoring.sheet(result))
+    result = scoring.score(settings.submission, settings.truth, *submission.read_manifest_net(settings.submission),
+                           settings.seed)
+    print(scoring.report_markdown(result))
     if settings.report:
-        files.write_text(settings.report, scoring.sheet(result) + "\n")
+        files.write_text(settings.report, scoring.report_markdown(result) + "\n")
     if settings.plot:
         scoring.plot(result, settings.plot)
 
@@ -93,7 +101,7 @@ def score(settings):
 def verify(settings):
     """Check a submission against the list it answers and the checkpoint it claims to come from."""
     config.require(settings, "submission", "archs")
-    digest = files.sha256_of(checkpoint.read(settings.checkpoint).weights_file) if settings.checkpoint else None
+    digest = files.sha256_of(checkpoint.load(settings.checkpoint).weights_file) if settings.checkpoint else None
     findings = submission.verify(settings.submission, settings.archs, digest)
     if findings:
         raise UserError(f"{settings.submission} is not ready to hand in: " + "; ".join(findings))
@@ -103,12 +111,12 @@ def verify(settings):
 def export(settings):
     """Write one subnet, calibrated, as an inference model for paddle.inference."""
     config.require(settings, "checkpoint", "arch")
-    found = checkpoint.read(settings.checkpoint)
+    found = checkpoint.load(settings.checkpoint)
     net = checkpoint.build_supernet(found)
     arch, images = ArchConfig.parse(settings.arch, net.space), load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
-    subnet = models.extract(net, arch)
-    evaluate.calibrate_alone(subnet, evaluate.calibration_images(images, settings.calib_images, settings.seed))
+    subnet = supernet.extract(net, arch)
+    accuracy.calibrate_alone(subnet, accuracy.calibration_images(images, settings.calib_images, settings.seed))
     save_inference(subnet, images.size, settings.output)
     print(f"wrote {settings.output}.*: input float32 [N, 3, {images.size}, {images.size}], normalised RGB")
 
@@ -116,8 +124,8 @@ def export(settings):
 def load_images(settings, found):
     """The images at the size of the training, unless the settings say another."""
     size = settings.image_size or found.state.get("settings", {}).get("image_size")
-    return data.load(settings.image_dir, size, workers=settings.num_workers, skip_bad=settings.skip_bad_images,
-                     cache_dir=settings.cache_dir)
+    return datasets.load(settings.image_dir, size, workers=settings.num_workers, skip_bad=settings.skip_bad_images,
+                         cache_dir=settings.cache_dir)
 
 
 def main(argv=None):

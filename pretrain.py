@@ -4,11 +4,15 @@ import dataclasses
 import functools
 import os
 
-from resnet48 import checkpoint, config, data, evaluate, files, options, recipes, runtime, submission, train
-from resnet48.arch import FULL, ArchConfig
-from resnet48.errors import UserError, exit_on_user_error
-from resnet48.initial_weights import initialize
-from resnet48.models import ResNet48, extract, zero_residuals
+from resnet48.evaluation import accuracy
+from resnet48.images import datasets
+from resnet48.nets.initial_weights import initialize
+from resnet48.nets.supernet import ResNet48, extract, zero_residuals
+from resnet48.ranking import submission
+from resnet48.space.arch import FULL, ArchConfig
+from resnet48.system import config, files, options, runtime
+from resnet48.system.errors import UserError, exit_on_user_error
+from resnet48.training import checkpoint, loop, recipes
 
 RECIPE = os.path.join(config.RECIPES, "standalone.yaml")
 
@@ -20,12 +24,12 @@ def run(settings):
     space = FULL.narrowed(settings.channels(), settings.divisor)
     arch = ArchConfig.parse(settings.arch, space, allow_untied=True)
     if settings.mode != "eval":
-        return train_one(arch, images, settings, lambda: evaluate.watch_standalone(images, settings.batch_size),
+        return train_one(arch, images, settings, lambda: accuracy.validate_standalone(images, settings.batch_size),
                          validates=settings.mode == "all")
     path = settings.pretrained or settings.save_dir
     net = initial_net(arch, images, path, settings)
-    accuracy = evaluate.watch_standalone(images, settings.batch_size)(net)["val"]
-    runtime.say(f"top-1 of {arch.code} from {path}: {accuracy:.2f} % of {len(images.val)} validation images")
+    top1 = accuracy.validate_standalone(images, settings.batch_size)(net)["val"]
+    runtime.log_main(f"top-1 of {arch.code} from {path}: {top1:.2f} % of {len(images.val)} validation images")
 
 
 def truth(settings):
@@ -36,36 +40,37 @@ def truth(settings):
     entries = submission.read_list(settings.archs, space)[:settings.limit]
     images, accuracies = start(settings), []
     # Images are decoded once.
-    validate_of_all = functools.cache(lambda: evaluate.watch_standalone(images, settings.batch_size))
+    validate_of_all = functools.cache(lambda: accuracy.validate_standalone(images, settings.batch_size))
     for place, (key, _, arch) in enumerate(entries, 1):
-        runtime.say(f"{key} ({place} of {len(entries)})")
+        runtime.log_main(f"{key} ({place} of {len(entries)})")
         folder = os.path.join(settings.save_dir, arch.code)
         accuracies.append(train_one(arch, images, dataclasses.replace(settings, save_dir=folder), validate_of_all))
     if runtime.rank() == 0 and not settings.dry_run:
-        submission.write(settings.truth, entries, accuracies)
-        runtime.say(f"wrote {settings.truth}: {len(entries)} archs, top-1 {min(accuracies):.2f} to "
-                    f"{max(accuracies):.2f} %")
+        submission.write_accuracies(settings.truth, entries, accuracies)
+        runtime.log_main(f"wrote {settings.truth}: {len(entries)} archs, top-1 {min(accuracies):.2f} to "
+                         f"{max(accuracies):.2f} %")
 
 
 def start(settings):
     """Device, peers, printed settings, images."""
     runtime.start(settings.device, channels_last=settings.channels_last)
-    runtime.say(config.dump(settings))
-    return data.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
-                     settings.skip_bad_images, settings.cache_dir)
+    runtime.log_main(config.dump(settings))
+    return datasets.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
+                         settings.skip_bad_images, settings.cache_dir)
 
 
 def train_one(arch, images, settings, make_validate, validates=True):
-    """Train one subnet; returns its top-1 in percent, if it validates. make_validate(): the `validate` of `train.fit`."""
-    train.require_runnable(images, settings)
+    """Train one subnet; returns its top-1 in percent, if it validates. make_validate(): the `validate` of
+    `loop.fit`."""
+    loop.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net = initial_net(arch, images, settings.pretrained, settings)
     arguments = net, recipes.standalone(settings), images, settings
     if settings.dry_run:
-        return train.dry_run(*arguments, lambda few: evaluate.watch_standalone(few, settings.batch_size))["val"]
-    accuracies = train.fit(*arguments, make_validate() if validates else None)
+        return loop.dry_run(*arguments, lambda few: accuracy.validate_standalone(few, settings.batch_size))["val"]
+    accuracies = loop.fit(*arguments, make_validate() if validates else None)
     if validates:
-        runtime.say(f"top-1 of {arch.code}: {accuracies['val']:.2f} % of {len(images.val)} validation images")
+        runtime.log_main(f"top-1 of {arch.code}: {accuracies['val']:.2f} % of {len(images.val)} validation images")
         return accuracies["val"]
 
 
@@ -77,7 +82,7 @@ def initial_net(arch, images, path, settings):
         if settings.zero_residuals:
             zero_residuals(net)
         return net
-    found = checkpoint.read(path)
+    found = checkpoint.load(path)
     foreign = "sha256" not in found.state  # of another program, and a net on its own if it fits
     if found.state["net"]["kind"] == "standalone" or foreign and checkpoint.fits(net, found.weights):
         checkpoint.load_weights(net, found.weights, path)
@@ -90,7 +95,7 @@ def initial_net(arch, images, path, settings):
                         f"--divisor {supernet.space.divisor}")
     net = extract(supernet, arch)
     # The running statistics of a supernet are those of no subnet.
-    evaluate.calibrate_alone(net, evaluate.calibration_images(images, settings.calib_images, settings.seed))
+    accuracy.calibrate_alone(net, accuracy.calibration_images(images, settings.calib_images, settings.seed))
     return net
 
 

@@ -2,11 +2,14 @@
 
 import os
 
-from resnet48 import checkpoint, config, data, evaluate, options, recipes, runtime, train
-from resnet48.arch import FULL, named_space
-from resnet48.errors import exit_on_user_error
-from resnet48.initial_weights import initialize
-from resnet48.models import Supernet, extract, sort_channels, zero_residuals
+from resnet48.evaluation import accuracy
+from resnet48.images import datasets
+from resnet48.nets.initial_weights import initialize
+from resnet48.nets.supernet import Supernet, extract, sort_channels, zero_residuals
+from resnet48.space.arch import FULL, named_space
+from resnet48.system import config, options, runtime
+from resnet48.system.errors import exit_on_user_error
+from resnet48.training import checkpoint, loop, recipes
 
 RECIPE = os.path.join(config.RECIPES, "sandwich.yaml")
 
@@ -15,22 +18,23 @@ def run(settings):
     """Train the supernet."""
     sampled = named_space(settings.space).narrowed(settings.channels(), settings.divisor)
     runtime.start(settings.device, channels_last=settings.channels_last)
-    runtime.say(config.dump(settings))
-    images = data.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
-                       settings.skip_bad_images, settings.cache_dir)
-    train.require_runnable(images, settings)
+    runtime.log_main(config.dump(settings))
+    images = datasets.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
+                           settings.skip_bad_images, settings.cache_dir)
+    loop.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net, teacher = initial_nets(images, settings)
     stages = recipes.supernet(settings, sampled, teacher)
 
     def validate_of(some_images):
-        return evaluate.watch_supernet(some_images, sampled, settings.calib_images, settings.seed, settings.batch_size)
+        return accuracy.validate_supernet(some_images, sampled, settings.calib_images, settings.seed,
+                                          settings.batch_size)
 
     if settings.dry_run:
-        train.dry_run(net, stages, images, settings, validate_of)
+        loop.dry_run(net, stages, images, settings, validate_of)
     else:
-        train.fit(net, stages, images, settings, validate_of(images))
-        runtime.say(f"trained: {settings.save_dir}/final.pdparams")
+        loop.fit(net, stages, images, settings, validate_of(images))
+        runtime.log_main(f"trained: {settings.save_dir}/final.pdparams")
 
 
 def initial_nets(images, settings):
@@ -42,7 +46,7 @@ def initial_nets(images, settings):
         if settings.zero_residuals:
             zero_residuals(net)
         return net, None
-    given = checkpoint.build_supernet(checkpoint.read(settings.pretrained))
+    given = checkpoint.build_supernet(checkpoint.load(settings.pretrained))
     checkpoint.require_classes(given, images, settings.pretrained)
     checkpoint.load_weights(net, {name: value.numpy() for name, value in given.state_dict().items()},
                             settings.pretrained)

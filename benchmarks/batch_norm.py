@@ -1,4 +1,5 @@
-"""Whether a node of the evaluator's tree should fold its batch norm into its convolution: what walk.py decides by.
+"""Whether a node of the evaluator's tree should fold its batch norm into its convolution: what tree_forward.py decides
+by.
 
     python3 benchmarks/batch_norm.py
 
@@ -17,7 +18,7 @@ def main():
     import resnet48  # noqa: F401  the settings of the machine, before Paddle
     import paddle
     import paddle.nn.functional as F
-    from resnet48 import engine
+    from resnet48.nets import conv_algorithms
 
     print(common.machine())
     print("width  size  images   kernel  folded  folded / kernel")
@@ -26,14 +27,14 @@ def main():
             x, weight = paddle.randn([images, width, size, size]), paddle.randn([width, width, 3, 3])
             mean, variance, gamma, beta = paddle.randn([width]), paddle.rand([width]) + 1, paddle.ones([width]), \
                 paddle.zeros([width])
-            kept = engine.convolution(weight, size)
+            kept = conv_algorithms.convolution(weight, size)
 
             def kernel():
                 return F.batch_norm(kept(x), mean, variance, gamma, beta, training=False)
 
             def folded():
                 scale = gamma / paddle.sqrt(variance + 1e-5)
-                y = engine.convolution(weight * scale.reshape([-1, 1, 1, 1]), size)(x)
+                y = conv_algorithms.convolution(weight * scale.reshape([-1, 1, 1, 1]), size)(x)
                 return y + (beta - mean * scale).reshape([1, -1, 1, 1])
 
             difference = float((kernel() - folded()).abs().max())

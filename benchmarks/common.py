@@ -9,7 +9,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-#: The environment without the settings of resnet48/machine.py, but with the same threads.
+#: The environment without the settings of resnet48/system/machine.py, but with the same threads.
 STOCK = {"MKL_DEBUG_CPU_TYPE": "0", "RESNET48_KEEP_MEMORY": "0", "FLAGS_use_stride_kernel": "1"}
 
 
@@ -21,10 +21,10 @@ def child(program, arguments, environment):
 
 
 def take_the_librarys_convolution():
-    """Paddle's own convolution everywhere from now on, instead of what engine.py chooses."""
+    """Paddle's own convolution everywhere from now on, instead of what conv_algorithms.py chooses."""
     import paddle
-    from resnet48 import engine
-    engine.conv2d = lambda x, weight, stride=1: paddle.nn.functional.conv2d(
+    from resnet48.nets import conv_algorithms
+    conv_algorithms.conv2d = lambda x, weight, stride=1: paddle.nn.functional.conv2d(
         x, weight, stride=stride, padding=weight.shape[-1] // 2)
 
 
@@ -52,7 +52,7 @@ def seconds(run, times):
 
 def machine():
     """Processor, cores, versions, in a line."""
-    from resnet48.machine import cpu_count  # sets the machine, so before Paddle
+    from resnet48.system.machine import cpu_count  # sets the machine, so before Paddle
     import paddle
     name = "unknown processor"
     with open("/proc/cpuinfo") as info:

@@ -1,4 +1,4 @@
-"""Which way of running a 3x3 convolution is the fastest at which feature size: what engine.py decides by.
+"""Which way of running a 3x3 convolution is the fastest at which feature size: what conv_algorithms.py decides by.
 
     python3 benchmarks/convolution.py
 
@@ -18,7 +18,7 @@ BATCH = 64
 def main():
     import resnet48  # noqa: F401  the settings of the machine, before Paddle
     import paddle
-    from resnet48 import engine
+    from resnet48.nets import conv_algorithms
 
     print(common.machine())
     print(f"best matrix product {common.best_rate() / 1e9:.0f} GFLOP/s")
@@ -27,7 +27,8 @@ def main():
         x, weight = paddle.randn([BATCH, width, size, size]), paddle.randn([width, width, 3, 3])
         flops = 2 * BATCH * width ** 2 * 9 * size ** 2
         ways = [lambda w: lambda y: paddle.nn.functional.conv2d(y, w, padding=1),
-                lambda w: engine._unfolded(w, size, 1), engine._winograd, lambda w: engine._dense(w, size, 1)]
+                lambda w: conv_algorithms._unfolded(w, size, 1), conv_algorithms._winograd,
+                lambda w: conv_algorithms._dense(w, size, 1)]
         row = []
         for times in (1, 3):
             for way, most in zip(ways, (56, 16, 56, 2)):

@@ -67,7 +67,7 @@ def theirs(root, part, size):
     """A function that gives image `index` as Paddle's data set does, float32 [3, size, size]."""
     from paddle.vision import transforms
     from paddle.vision.datasets import DatasetFolder
-    from resnet48.data import MEAN, STD
+    from resnet48.images.datasets import MEAN, STD
     show = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()] if part == "train" else \
         [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
     scale = transforms.Normalize([255 * value for value in MEAN], [255 * value for value in STD], data_format="CHW")
@@ -79,14 +79,14 @@ def theirs(root, part, size):
 def ours(root, part, size, cache_dir=None):
     """The same with this project's views, uint8 [3, size, size]; training images kept in `cache_dir`."""
     import numpy as np
-    from resnet48 import cache, data, views
-    images = data.load(root, size, workers=0, cache_dir=cache_dir)
+    from resnet48.images import cache, datasets, transforms
+    images = datasets.load(root, size, workers=0, cache_dir=cache_dir)
     if cache_dir:
         images = cache.for_training(images)
     if part == "train":
-        return lambda index: data.view(images.train, index, views.train_view, size,
-                                       np.random.default_rng((0, 0, index)), images.crop_scale, images.flip)
-    return lambda index: data.view(images.val, index, views.eval_view, size)
+        return lambda index: datasets.transformed(images.train, index, transforms.train_transform, size,
+                                                  np.random.default_rng((0, 0, index)), images.crop_scale, images.flip)
+    return lambda index: datasets.transformed(images.val, index, transforms.eval_transform, size)
 
 
 def per_second(show):
@@ -106,9 +106,9 @@ def normalising(show):
     """Seconds that it takes this core to normalise one image of a batch of ours."""
     import numpy as np
     import paddle
-    from resnet48 import data
+    from resnet48.images import datasets
     batch = paddle.to_tensor(np.stack([show(index) for index in range(PHOTOGRAPHS)]))
-    return common.seconds(lambda: data.normalize(batch), 5) / PHOTOGRAPHS
+    return common.seconds(lambda: datasets.normalize(batch), 5) / PHOTOGRAPHS
 
 
 def compare(root, part):
@@ -137,10 +137,10 @@ def distance(root):
     """Mean absolute difference of the validation pixels, in steps of 1/255."""
     import numpy as np
     import paddle
-    from resnet48 import data
+    from resnet48.images import datasets
     their, our = (way(root, "val", SIZE) for way in (theirs, ours))
-    both = [(their(index), data.normalize(paddle.to_tensor(our(index)[None])).numpy()[0]) for index in range(8)]
-    scale = 255 * np.reshape(data.STD, (3, 1, 1))
+    both = [(their(index), datasets.normalize(paddle.to_tensor(our(index)[None])).numpy()[0]) for index in range(8)]
+    scale = 255 * np.reshape(datasets.STD, (3, 1, 1))
     return float(np.mean([np.abs(scale * (a - b)).mean() for a, b in both]))
 
 
@@ -150,13 +150,13 @@ def main():
     arguments = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", FLAGS_paddle_num_threads="1")  # read when Paddle is imported
     import resnet48  # noqa: F401  the settings of the machine, before Paddle
-    from resnet48 import views
+    from resnet48.images import transforms
 
     print(common.machine())
     with tempfile.TemporaryDirectory() as root:
         size = make_folder(root, arguments.quality)
         print(f"{PHOTOGRAPHS} photographs of {WIDTH} x {HEIGHT}, {size / 1000:.0f} kB in the mean; ours resizes with "
-              f"{views.resizer()} and decodes with {'simplejpeg' if views.simplejpeg else 'Pillow'}")
+              f"{transforms.resizer()} and decodes with {'simplejpeg' if transforms.simplejpeg else 'Pillow'}")
         ratios = {part: compare(root, part) for part in ("train", "val")}
         ratios["train_cache"] = compare_cached(root)
         print(f"validation pixels differ by {distance(root):.2f} of 255 in the mean")

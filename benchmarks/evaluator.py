@@ -4,7 +4,7 @@
 
 Three ways in one run, on the same decoded images, weights and threads, each computing the batch-norm statistics of
 every subnet on as many images as it then evaluates:
-(a) each extracted subnet in a plain eager loop, in a process without the settings of resnet48/machine.py;
+(a) each extracted subnet in a plain eager loop, in a process without the settings of resnet48/system/machine.py;
 (b) the same loop with them;
 (c) the evaluator's walk over the tree.
 The archs are a run of neighbours in the tree of the whole list, with the way to the first of them counted in full, so
@@ -24,14 +24,15 @@ CLASSES = 1000
 def archs_of(path, count):
     """Neighbours in the tree of the list, or of as many sampled archs where no list is given."""
     import numpy as np
-    from resnet48 import submission, tree
-    from resnet48.arch import POOL
+    from resnet48.evaluation import prefix_tree
+    from resnet48.ranking import submission
+    from resnet48.space.arch import PUBLISHED
     if path:
         archs = [entry.arch for entry in submission.read_list(path)]
     else:
         rng = np.random.default_rng(0)
-        archs = [POOL.sample(rng) for _ in range(45000)]
-    steps = tree.walk(archs)
+        archs = [PUBLISHED.sample(rng) for _ in range(45000)]
+    steps = prefix_tree.traversal(archs)
     middle = len(steps) // 2
     return [archs[step.leaf] for step in steps[middle:middle + count]]
 
@@ -40,31 +41,32 @@ def measure(way, codes, size, images):
     """Seconds for one pass, and what the machine can do."""
     import numpy as np
     import paddle
-    from resnet48 import evaluate, models, tree, walk
-    from resnet48.arch import FULL, ArchConfig
-    from resnet48.sweep import count_chunk
+    from resnet48.evaluation import accuracy, prefix_tree, tree_forward
+    from resnet48.evaluation.evaluator import count_chunk
+    from resnet48.nets import supernet
+    from resnet48.space.arch import FULL, ArchConfig
     paddle.seed(0)
-    net = models.Supernet(FULL, CLASSES)
+    net = supernet.Supernet(FULL, CLASSES)
     net.eval()
     archs = [ArchConfig.parse(code) for code in codes]
     pixels = np.random.default_rng(0).integers(0, 256, (images, 3, size, size), "uint8")
     labels = np.random.default_rng(1).integers(0, CLASSES, images)
     if way == "tree":
-        weights, steps = walk.Weights(net, 8 << 30), tree.walk(archs)
+        weights, steps = tree_forward.SlicedWeightCache(net, 8 << 30), prefix_tree.traversal(archs)
 
         def run():
-            measuring = walk.Measuring()
+            recording = tree_forward.RecordingStatistics()
             with paddle.no_grad():
-                walk.run(weights, steps, evaluate.normalize(paddle.to_tensor(pixels)), measuring)
-            return count_chunk(weights, steps, pixels, labels, walk.Tape(measuring.values()))
+                tree_forward.forward_tree(weights, steps, accuracy.normalize(paddle.to_tensor(pixels)), recording)
+            return count_chunk(weights, steps, pixels, labels, tree_forward.ReplayedStatistics(recording.values()))
     else:
         common.take_the_librarys_convolution()
-        subnets = [models.extract(net, arch) for arch in archs]
+        subnets = [supernet.extract(net, arch) for arch in archs]
 
         def run():
             for subnet in subnets:
-                evaluate.calibrate_alone(subnet, pixels)
-                evaluate.count_correct(subnet, pixels, labels, images)
+                accuracy.calibrate_alone(subnet, pixels)
+                accuracy.count_correct(subnet, pixels, labels, images)
     times = []
     for _ in range(3):  # the first to warm up; where one takes long, the second says enough
         started = time.perf_counter()
@@ -76,13 +78,14 @@ def measure(way, codes, size, images):
 
 
 def compare(path, size):
-    from resnet48 import tree, walk
+    from resnet48.evaluation import prefix_tree, tree_forward
     archs, images = archs_of(path, SIZES[size][0]), SIZES[size][1]
     codes = ",".join(arch.code for arch in archs)
     found = {}
     for name, way, environment in (("a", "loop", common.STOCK), ("b", "loop", {}), ("c", "tree", {})):
         found[name] = common.child(__file__, ["--child", way, codes, size, images], environment)
-    alone, shared = tree.alone(archs, size, CLASSES), walk.cost(tree.walk(archs), size, CLASSES).macs
+    alone, shared = prefix_tree.separate_macs(archs, size, CLASSES), tree_forward.cost(prefix_tree.traversal(archs),
+                                                                                       size, CLASSES).macs
     a, b, c = (found[name]["seconds"] for name in "abc")
     rate, best = 2 * 2 * shared * images / c, max(found[name]["rate"] for name in "bc")
     print(f"{size} px, {len(archs)} archs, {images} images: MACs alone / shared {alone / shared:.2f}; "

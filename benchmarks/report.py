@@ -62,7 +62,7 @@ def main():
     for name in chosen:
         if name not in there:
             parser.error(f"there is no benchmark {name}; there are {', '.join(there)}")
-    from resnet48 import files
+    from resnet48.system import files
     failed = []
     for name in chosen:
         section = run(name, ["--archs", arguments.archs] if name == "evaluator" and arguments.archs else [])

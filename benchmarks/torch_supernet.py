@@ -15,10 +15,10 @@ import torch.nn.functional as F
 import common
 from train_step import CLASSES, TIMES, inputs
 
-from resnet48.arch import FULL
-from resnet48.machine import cpu_count
+from resnet48.space.arch import FULL
+from resnet48.system.machine import cpu_count
 
-# Those of resnet48/data.py, which would bring Paddle into the process.
+# Those of resnet48/images/datasets.py, which would bring Paddle into the process.
 MEAN, DEVIATION = (255 * torch.tensor(values).reshape(1, 3, 1, 1) for values in
                    ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 

@@ -3,8 +3,8 @@
     python3 benchmarks/train_step.py [--size 64]
 
 Two ways in one run, each in a process of its own, on the same images, archs and threads:
-- stock: without the settings of resnet48/machine.py, the library's own convolution everywhere;
-- ours: the settings, and the convolutions that engine.py chooses.
+- stock: without the settings of resnet48/system/machine.py, the library's own convolution everywhere;
+- ours: the settings, and the convolutions that conv_algorithms.py chooses.
 Two steps, each with its optimizer: the standalone full net, and the sandwich (largest, smallest, two random subnets).
 The work counts the two gradients of every convolution, but none with respect to the images.
 The table times every convolution, batch norm and slice of the sandwich step again on its own; "rest" is what is left.
@@ -25,26 +25,28 @@ CLASSES = 1000
 def inputs(size):
     """What every way is given: images uint8 [N, 3, size, size], labels [N], the (role, arch) pairs of a sandwich."""
     import numpy as np
-    from resnet48 import sampling
-    from resnet48.arch import POOL
+    from resnet48.space.arch import PUBLISHED
+    from resnet48.training import samplers
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH[size], 3, size, size), "uint8")
-    return images, rng.integers(0, CLASSES, BATCH[size]), sampling.sandwich(POOL, 0, 0, 1, 4)
+    return images, rng.integers(0, CLASSES, BATCH[size]), samplers.sandwich(PUBLISHED, 0, 0, 1, 4)
 
 
 def measure(way, size):
     """Seconds of both steps, the machine's best rate, and the parts of the sandwich step."""
     import paddle
-    from resnet48 import data, engine, layers, models, objectives, optim
-    from resnet48.arch import FULL
+    from resnet48.images import datasets
+    from resnet48.nets import conv_algorithms, layers, supernet
+    from resnet48.space.arch import FULL
+    from resnet48.training import objectives, optim
     if way == "stock":
         common.take_the_librarys_convolution()
     paddle.seed(0)
     images, labels, archs = inputs(size)
     pixels, labels = paddle.to_tensor(images), paddle.to_tensor(labels)
     found = {"rate": common.best_rate()}
-    steps = (("full", models.ResNet48(FULL.largest(), CLASSES), objectives.Standalone(), [("loss", FULL.largest())]),
-             ("sandwich", models.Supernet(FULL, CLASSES), objectives.InPlaceDistillation(), archs))
+    steps = (("full", supernet.ResNet48(FULL.largest(), CLASSES), objectives.Standalone(), [("loss", FULL.largest())]),
+             ("sandwich", supernet.Supernet(FULL, CLASSES), objectives.InPlaceDistillation(), archs))
     for name, net, objective, trained in steps:
         net.train()
         optimizer = optim.make_optimizer(net, weight_decay=4e-5)
@@ -52,7 +54,7 @@ def measure(way, size):
         clock = {"optimizer": float("inf")}
 
         def step():
-            objective.step(net, trained, data.normalize(pixels), labels, objectives.Gradients(net))
+            objective.step(net, trained, datasets.normalize(pixels), labels, objectives.Gradients(net))
             started = time.perf_counter()
             optimizer.step()
             optimizer.clear_grad(set_to_zero=False)
@@ -61,8 +63,9 @@ def measure(way, size):
         found[name] = common.seconds(step, TIMES[size])
         found[f"{name} flops"] = BATCH[size] * sum(_flops(arch, size) for _, arch in trained)
     if way == "ours":
-        found["parts"] = {**_parts(lambda: objective.step(net, archs, data.normalize(pixels), labels, objectives.Gradients(net)),
-                                 engine, layers),
+        found["parts"] = {**_parts(lambda: objective.step(net, archs, datasets.normalize(pixels), labels,
+                                                          objectives.Gradients(net)),
+                                 conv_algorithms, layers),
                           "optimizer": clock["optimizer"]}
     found["rate"] = max(found["rate"], common.best_rate())
     return found

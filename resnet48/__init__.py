@@ -1,5 +1,5 @@
 """Rank-consistent weight sharing for the ResNet48 search space, on PaddlePaddle."""
 
-from . import machine
+from .system import machine
 
 machine.prepare()  # here, because Paddle reads these settings once, when the first module below imports it

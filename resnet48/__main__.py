@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 
-from . import config, files, options
-from .arch import FULL, ArchConfig, ArchError, named_space
-from .errors import exit_on_user_error
+from .space.arch import FULL, ArchConfig, ArchError, named_space
+from .system import config, files, options
+from .system.errors import exit_on_user_error
 
 #: The setting that the word right after a command gives, so that it needs no flag.
 FIRST_WORD = {"describe": "arch", "sample": "count"}

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from resnet48.arch import FULL, POOL
-from resnet48.errors import exit_on_user_error
-from resnet48.runtime import STOP_SIGNALS
+from resnet48.space.arch import FULL, PUBLISHED
+from resnet48.system.errors import exit_on_user_error
+from resnet48.system.runtime import STOP_SIGNALS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LARGEST, SMALLEST = FULL.largest().code, POOL.smallest().code
+LARGEST, SMALLEST = FULL.largest().code, PUBLISHED.smallest().code
 UNTIED = SMALLEST[:44] + "1" + SMALLEST[45:]  # block 2 of stage 4 is wider than block 1
 NARROW = ("--base_channels", "2,4,8,16", "--divisor", "1")
 #: Flags of both training scripts that make a run of a few steps on a small image folder.

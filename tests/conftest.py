@@ -13,9 +13,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the nets of the tests are too small to gain by threads, which only wait
 
-from resnet48.arch import FULL, POOL  # noqa: E402
+from resnet48.space.arch import FULL, PUBLISHED  # noqa: E402
 
-PUBLISHED = os.path.join(ROOT, "..", "shared", "data", "CVPR_2022_NAS_Track1_test.json")
+PUBLISHED_LIST = os.path.join(ROOT, "..", "shared", "data", "CVPR_2022_NAS_Track1_test.json")
 PHOTOGRAPHS = os.path.join(ROOT, "..", "shared", "data", "caltech16")
 
 
@@ -93,16 +93,16 @@ def narrow():
 
 
 @pytest.fixture(scope="session")
-def narrow_pool():
-    return POOL.narrowed((4, 8, 16, 32), 1)
+def narrow_published():
+    return PUBLISHED.narrowed((4, 8, 16, 32), 1)
 
 
 @pytest.fixture(scope="session")
 def published():
     """Path of the published arch list; tests that need it skip where it is not there."""
-    if not os.path.exists(PUBLISHED):
+    if not os.path.exists(PUBLISHED_LIST):
         pytest.skip("the published arch list is not beside the project")
-    return PUBLISHED
+    return PUBLISHED_LIST
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from resnet48 import checkpoint, sweep
-from resnet48.arch import FULL, POOL
-from resnet48.models import Supernet
+from resnet48.evaluation import evaluator
+from resnet48.nets.supernet import Supernet
+from resnet48.space.arch import FULL, PUBLISHED
+from resnet48.training import checkpoint
 
 IMAGES = 60  # of the validation images, in chunks of 16
 
@@ -30,7 +31,7 @@ def write_archs(folder, count):
     """A list of random archs under keys that are in no order; its path."""
     rng, path = np.random.default_rng(5), os.path.join(folder, "list.json")
     with open(path, "w") as file:
-        json.dump({f"arch{key}": {"acc": 0.0, "arch": "1" + POOL.sample(rng).code}
+        json.dump({f"arch{key}": {"acc": 0.0, "arch": "1" + PUBLISHED.sample(rng).code}
                    for key in rng.permutation(count).tolist()}, file)
     return path
 
@@ -46,5 +47,5 @@ def run(archs_per_shard, command_line):
     import eval_supernet  # here: imported already where this is called, and slow to import where it is not
 
     tqdm.set_lock(threading.RLock())  # its own is shared by processes, and one that is killed would be reported for it
-    sweep.ARCHS_PER_SHARD = archs_per_shard
+    evaluator.ARCHS_PER_SHARD = archs_per_shard
     eval_supernet.main(command_line)

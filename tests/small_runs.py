@@ -8,16 +8,18 @@ from typing import NamedTuple
 import numpy as np
 import paddle
 
-from resnet48 import checkpoint, data, objectives, recipes, sampling, train
-from resnet48.arch import FULL
-from resnet48.errors import Stopped
-from resnet48.options import StandaloneSettings
-from resnet48.models import ResNet48, Supernet
+from resnet48.images import datasets
+from resnet48.nets.supernet import ResNet48, Supernet
+from resnet48.space.arch import FULL
+from resnet48.system.errors import Stopped
+from resnet48.system.options import StandaloneSettings
+from resnet48.training import checkpoint, loop, objectives, recipes, samplers
 
 SPACE = FULL.narrowed((2, 3, 4, 5), 1)
 CLASSES = ("ant", "bee", "cat")
 #: 24 images in batches of 4: 6 steps per epoch, 12 in all.
-SETTINGS = StandaloneSettings(batch_size=4, max_epoch=2, warmup=0.5, lr=1.0, weight_decay=1e-3, log_freq=2, num_workers=0,
+SETTINGS = StandaloneSettings(batch_size=4, max_epoch=2, warmup=0.5, lr=1.0, weight_decay=1e-3, log_freq=2,
+                              num_workers=0,
                             eval_freq=1, seed=3)
 STEPS, PER_EPOCH = 12, 6
 
@@ -36,12 +38,12 @@ class Kind(NamedTuple):
 
 
 def sandwich_archs(step):
-    return sampling.sandwich(SPACE, SETTINGS.seed, step, STEPS, 3)
+    return samplers.sandwich(SPACE, SETTINGS.seed, step, STEPS, 3)
 
 
 def smallest_then_random(step):
     """No largest one, and at first few blocks: most parameters have no gradient for some steps."""
-    return [("random", SPACE.smallest())] if step < 4 else sampling.uniform(SPACE, SETTINGS.seed, step, STEPS, 1)
+    return [("random", SPACE.smallest())] if step < 4 else samplers.uniform(SPACE, SETTINGS.seed, step, STEPS, 1)
 
 
 def uniform_teacher(images):
@@ -64,9 +66,9 @@ def images(count=24, classes=CLASSES, workers=0):
     rng = np.random.default_rng(0)
 
     def split(size):
-        return data.Split(rng.integers(0, 256, (size, 20, 18)).astype("uint8"), np.arange(size) % len(classes))
+        return datasets.Split(rng.integers(0, 256, (size, 20, 18)).astype("uint8"), np.arange(size) % len(classes))
 
-    return data.ImageSet("test images", classes, split(count), split(9), 16, workers=workers)
+    return datasets.ImageSet("test images", classes, split(count), split(9), 16, workers=workers)
 
 
 def fit(kind, settings, stop_after=None, validate=None, image_set=None, build_first=False, number=signal.SIGTERM):
@@ -83,8 +85,8 @@ def fit(kind, settings, stop_after=None, validate=None, image_set=None, build_fi
         return kind.archs(step)
 
     try:
-        train.fit(net, kind._replace(archs=archs).stages(), image_set or images(workers=settings.num_workers), settings,
-                  validate)
+        loop.fit(net, kind._replace(archs=archs).stages(), image_set or images(workers=settings.num_workers), settings,
+                 validate)
     except Stopped:
         assert asked
         return None

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from resnet48.arch import CAPACITY, FULL, POOL, SPACES, ArchConfig, ArchError, SearchSpace
-from resnet48.errors import UserError
+from resnet48.space.arch import CAPACITY, FULL, PUBLISHED, SPACES, ArchConfig, ArchError, SearchSpace
+from resnet48.system.errors import UserError
 
 #: depths 3,4,8,3; stem 1; stage 1 from position 6, stage 2 from 16, stage 3 from 26, stage 4 from 42
 EXAMPLE = "348311131310000332323230014143424241434543757770000"
@@ -17,7 +17,7 @@ WIDTHS = {64: (64, 64, 56, 56, 48, 48, 48), 128: (128, 120, 112, 112, 104, 96, 8
 @pytest.fixture(scope="module")
 def published_archs(published):
     with open(published) as file:
-        return [ArchConfig.parse(entry["arch"], POOL) for entry in json.load(file).values()]
+        return [ArchConfig.parse(entry["arch"], PUBLISHED) for entry in json.load(file).values()]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_a_code_of_another_length_or_form_is_refused(code, words):
 def test_the_pool_refuses_digits_that_no_published_arch_has(position, digits, place, allowed):
     ArchConfig.parse(changed(position, digits), FULL, allow_untied=True)
     with pytest.raises(ArchError, match=re.escape(f"({place}) is {digits}, allowed is {allowed}")):
-        ArchConfig.parse(changed(position, digits), POOL)
+        ArchConfig.parse(changed(position, digits), PUBLISHED)
 
 
 # ---- spaces and samples
@@ -176,7 +176,7 @@ def test_the_largest_and_the_smallest_net_bound_every_sample(thousand):
             assert smallest.macs() <= arch.macs() <= largest.macs()
             assert smallest.params() <= arch.params() <= largest.params()
     assert FULL.smallest().code == "222277777" + "0" * 6 + "7777" + "0" * 6 + "7777" + "0" * 12 + "7777" + "0" * 6
-    assert POOL.smallest().code == "222233333" + "0" * 6 + "3333" + "0" * 6 + "5555" + "0" * 12 + "7777" + "0" * 6
+    assert PUBLISHED.smallest().code == "222233333" + "0" * 6 + "3333" + "0" * 6 + "5555" + "0" * 12 + "7777" + "0" * 6
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -202,7 +202,7 @@ def test_samples_reach_every_depth_and_every_digit(thousand, name):
 def test_samples_depend_on_the_seed_of_their_generator_and_nothing_else():
     def codes(seed):
         rng = np.random.default_rng(seed)
-        return [POOL.sample(rng).code for _ in range(20)]
+        return [PUBLISHED.sample(rng).code for _ in range(20)]
 
     first = codes(3)
     np.random.seed(0)  # the global generator has no say
@@ -225,9 +225,9 @@ def test_codes_of_a_narrowed_space_mean_the_same_over_other_widths():
 
 
 def test_the_same_seed_draws_the_same_codes_in_a_narrowed_space():
-    narrow = POOL.narrowed((8, 16, 32, 64), 1)
+    narrow = PUBLISHED.narrowed((8, 16, 32, 64), 1)
     for seed in range(20):
-        assert narrow.sample(np.random.default_rng(seed)).code == POOL.sample(np.random.default_rng(seed)).code
+        assert narrow.sample(np.random.default_rng(seed)).code == PUBLISHED.sample(np.random.default_rng(seed)).code
 
 
 @pytest.mark.parametrize("divisor", [1, 4, 8])
@@ -239,7 +239,7 @@ def test_no_width_is_below_one_divisor_or_more_than_a_tenth_below_its_ratio(divi
             assert width % divisor == 0 and width >= max(divisor, 0.9 * base * ratio)
 
 
-@pytest.mark.parametrize("space", [FULL, POOL, FULL.narrowed((4, 8, 16, 32), 1)], ids=["full", "pool", "narrow"])
+@pytest.mark.parametrize("space", [FULL, PUBLISHED, FULL.narrowed((4, 8, 16, 32), 1)], ids=["full", "pool", "narrow"])
 def test_a_space_survives_a_checkpoint_and_json(space):
     back = SearchSpace.from_dict(json.loads(json.dumps(space.to_dict())))
     assert back == space and hash(back) == hash(space)

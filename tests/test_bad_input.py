@@ -10,7 +10,7 @@ import pytest
 from commands import NARROW, SMALL, SMALLEST, UNTIED, refusal
 
 from resnet48 import __main__ as arch_tools
-from resnet48 import config, options
+from resnet48.system import config, options
 
 TRAINING = ("train_supernet.py", "run")
 STANDALONE = ("pretrain.py", "run", "--arch", SMALLEST)
@@ -67,8 +67,10 @@ def test_sizes_below_what_makes_sense_are_refused_by_every_command(tmp_path, mon
     (("--device", "gpu"), "--device gpu, but Paddle sees no GPU here"),
     (("--objective", "fixed_teacher"), "--objective fixed_teacher distils from the full net, so it needs --pretrained"),
     (("--objective", "focal"), "--objective takes cross_entropy, in_place_distillation, fixed_teacher; got 'focal'"),
-    (("--objective", "cross_entropy(alpha=2)"), "--objective cross_entropy(alpha=2): there is no hyper-parameter 'alpha'; there are label_smoothing"),
-    (("--objective", "cross_entropy(label_smoothing=x)"), "--objective cross_entropy(label_smoothing=x): label_smoothing takes a value of type float, got 'x'"),
+    (("--objective", "cross_entropy(alpha=2)"),
+     "--objective cross_entropy(alpha=2): there is no hyper-parameter 'alpha'; there are label_smoothing"),
+    (("--objective", "cross_entropy(label_smoothing=x)"),
+     "--objective cross_entropy(label_smoothing=x): label_smoothing takes a value of type float, got 'x'"),
     (("--objective", "cross_entropy(0.1)"), "--objective cross_entropy(0.1): '0.1' is not of the form key=value"),
     (("--objective", "cross entropy"), "--objective takes a name or name(key=value, ...), got 'cross entropy'"),
     (("--sampler", "random"), "--sampler takes uniform, sandwich; got 'random'"),
@@ -116,7 +118,7 @@ def test_memory_that_does_not_suffice_is_one_sentence(here, monkeypatch):
     def too_much(*_, **__):
         raise MemoryError("(ResourceExhausted) Fail to alloc memory of 58799999412 size.\n  [Hint: ...]")
 
-    monkeypatch.setattr("resnet48.data.load", too_much)
+    monkeypatch.setattr("resnet48.images.datasets.load", too_much)
     assert refusal((*TRAINING, *SMALL), here).startswith("out of memory; a smaller --batch_size")
 
 
@@ -206,5 +208,5 @@ def test_a_malformed_list_is_refused_with_the_key_before_any_work(here, monkeypa
     if content is not None:
         raw = content if isinstance(content, (str, bytes)) else json.dumps(content)
         (here / "list.json").write_bytes(raw if isinstance(raw, bytes) else raw.encode())
-    monkeypatch.setattr("resnet48.data.load", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr("resnet48.images.datasets.load", lambda *_, **__: pytest.fail("images were read"))
     assert sentence in refusal(words, here)

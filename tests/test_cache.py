@@ -7,8 +7,8 @@ import processes
 import pytest
 from commands import PATIENCE, image_folder
 
-from resnet48 import cache, data
-from resnet48.errors import UserError
+from resnet48.images import cache, datasets
+from resnet48.system.errors import UserError
 
 SIZE = 20
 
@@ -20,7 +20,7 @@ def images(tmp_path):
 
 
 def load(folder, size=SIZE):
-    return data.load(str(folder), size)
+    return datasets.load(str(folder), size)
 
 
 def decoded(images, folder, indices=range(9), size=SIZE, skip_bad=False, workers=1):
@@ -30,7 +30,7 @@ def decoded(images, folder, indices=range(9), size=SIZE, skip_bad=False, workers
 
 def assert_decoded(found, images, indices=range(9), size=SIZE):
     """That these are exactly the pixels and labels that decoding gives."""
-    pixels, labels = data.decode(images.val, list(indices), size)
+    pixels, labels = datasets.decode(images.val, list(indices), size)
     assert found[0].dtype == np.uint8 and np.array_equal(found[0], pixels)
     assert found[1].dtype == np.int64 and np.array_equal(found[1], labels)
 
@@ -39,7 +39,7 @@ def forbid_decoding(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(data, "decode", fail)
+    monkeypatch.setattr(datasets, "decode", fail)
 
 
 def spoil(path):
@@ -72,7 +72,7 @@ def test_without_a_folder_nothing_is_written(images, tmp_path, monkeypatch):
 
 
 def test_built_in_images_are_kept_too(tmp_path, monkeypatch):
-    digits = data.load()
+    digits = datasets.load()
     assert_decoded(decoded(digits, tmp_path / "cache", size=32), digits, size=32)
     forbid_decoding(monkeypatch)
     decoded(digits, tmp_path / "cache", size=32)
@@ -123,10 +123,10 @@ def test_which_images_in_which_order_and_how_they_are_shown_are_in_the_fingerpri
     def of(indices=(0, 1, 2), size=SIZE, split=images.val, **more):
         return cache.fingerprint(split, indices, size, **more)
 
-    relabelled = data.Split(images.val.images, images.val.labels[::-1])
+    relabelled = datasets.Split(images.val.images, images.val.labels[::-1])
     found = [of(), of((0, 1)), of((1, 0, 2)), of((0, 1, 3)), of(size=21), of(split=images.train),
              of(split=relabelled), of(skip_bad=True)]
-    monkeypatch.setattr(cache, "VIEW", "evaluation view of tomorrow")
+    monkeypatch.setattr(cache, "EVAL_TRANSFORM", "evaluation view of tomorrow")
     found.append(of())
     assert len(set(found)) == len(found)
 
@@ -135,7 +135,7 @@ def test_built_in_images_are_told_apart_by_their_pixels_and_labels():
     pixels, labels = np.zeros((2, 8, 8), "uint8"), np.array([0, 1])
     others = pixels.copy()
     others[1, 7, 7] = 1
-    found = {cache.fingerprint(data.Split(*split), range(2), SIZE)
+    found = {cache.fingerprint(datasets.Split(*split), range(2), SIZE)
              for split in ((pixels, labels), (others, labels), (pixels, labels[::-1]))}
     assert len(found) == 3
 
@@ -144,7 +144,7 @@ def test_built_in_images_are_told_apart_by_their_pixels_and_labels():
 
 def test_an_unreadable_image_is_named_and_nothing_is_kept(images, tmp_path):
     spoil(images.val.images[4])
-    with pytest.raises(data.BadImage, match=images.val.images[4]):
+    with pytest.raises(datasets.BadImage, match=images.val.images[4]):
         decoded(images, tmp_path / "cache")
     assert [name for name in os.listdir(tmp_path / "cache") if not name.endswith(".lock")] == []
 
@@ -166,7 +166,7 @@ def test_a_link_to_nothing_is_named_too(images, tmp_path):
     path = images.val.images[4]
     os.unlink(path)
     os.symlink(tmp_path / "gone.png", path)
-    with pytest.raises(data.BadImage, match=path):
+    with pytest.raises(datasets.BadImage, match=path):
         decoded(images, tmp_path / "cache")
     assert len(decoded(images, tmp_path / "cache", skip_bad=True)[1]) == 8
 
@@ -188,7 +188,7 @@ class Crash(BaseException):
 @pytest.mark.parametrize("call, when", [("decode", 1), ("replace", 1), ("replace", 2)])
 @pytest.mark.parametrize("before", [True, False])
 def test_a_crash_leaves_nothing_that_is_taken_for_whole(images, tmp_path, monkeypatch, call, when, before):
-    owner = data if call == "decode" else os
+    owner = datasets if call == "decode" else os
     original, calls = getattr(owner, call), []
 
     def crash(*arguments, **more):
@@ -214,7 +214,7 @@ def test_a_crash_in_the_middle_of_decoding_leaves_nothing_that_is_taken_for_whol
         into.flush()
         raise Crash
 
-    monkeypatch.setattr(data, "decode", half)
+    monkeypatch.setattr(datasets, "decode", half)
     with pytest.raises(Crash):
         decoded(images, tmp_path / "cache")
     monkeypatch.undo()
@@ -244,8 +244,8 @@ def test_a_torn_file_is_named_and_after_deleting_it_all_is_well(images, tmp_path
 
 def build(folder, cache_folder, together, results):
     """In a process of its own: decode as soon as all are ready; say what came of it and how often it decoded."""
-    images, original, calls = load(folder), data.decode, []
-    data.decode = lambda *arguments, **more: (calls.append(1), original(*arguments, **more))[1]
+    images, original, calls = load(folder), datasets.decode, []
+    datasets.decode = lambda *arguments, **more: (calls.append(1), original(*arguments, **more))[1]
     together.wait()
     pixels, labels = decoded(images, cache_folder)
     results.put((len(calls), pixels.tobytes(), labels.tobytes()))
@@ -258,5 +258,5 @@ def test_of_several_processes_that_need_images_at_once_one_decodes_and_all_get_t
     for process in started:
         process.join()
     assert sorted(decodings for decodings, *_ in found) == [0, 0, 1]
-    pixels, labels = data.decode(images.val, range(9), SIZE)
+    pixels, labels = datasets.decode(images.val, range(9), SIZE)
     assert {each[1:] for each in found} == {(pixels.tobytes(), labels.tobytes())}

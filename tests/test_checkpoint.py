@@ -7,10 +7,10 @@ import numpy as np
 import paddle
 import pytest
 
-from resnet48 import checkpoint, optim
-from resnet48.arch import FULL, ArchConfig
-from resnet48.checkpoint import CheckpointError
-from resnet48.models import ResNet48, Supernet
+from resnet48.nets.supernet import ResNet48, Supernet
+from resnet48.space.arch import FULL, ArchConfig
+from resnet48.training import checkpoint, optim
+from resnet48.training.checkpoint import CheckpointError
 
 UNTIED = "2222" + "1" + "1113000000" + "1111000000" + "1111" + "0" * 12 + "1111000000"
 
@@ -60,7 +60,7 @@ def test_a_net_comes_back_with_its_arch_its_weights_its_optimizer_and_its_state(
     net = make()
     folder, optimizer = saved(tmp_path, net, step=12)
     assert folder == str(tmp_path / "checkpoints" / "step-00000012")
-    found = checkpoint.read(str(tmp_path))
+    found = checkpoint.load(str(tmp_path))
     built = checkpoint.build(found)
     assert type(built) is type(net) and checkpoint.describe(built) == checkpoint.describe(net)
     assert same(values(built), values(net)) and same(found.weights, values(net))
@@ -78,7 +78,7 @@ def test_a_run_a_checkpoint_and_a_weights_file_can_all_be_read(tmp_path):
     folder, _ = saved(tmp_path, net)
     checkpoint.publish(folder, str(tmp_path))
     for path in (tmp_path, folder, f"{folder}/net.pdparams", tmp_path / "final.pdparams", tmp_path / "final"):
-        found = checkpoint.read(str(path))
+        found = checkpoint.load(str(path))
         assert same(values(checkpoint.build(found)), values(net)), path
         assert found.weights_file.endswith(".pdparams") and os.path.isfile(found.weights_file)
 
@@ -99,7 +99,7 @@ def test_the_final_files_are_plain_paddle_files(tmp_path):
 def test_weights_without_our_json_beside_them_are_recognised_by_their_widths(tmp_path, base, divisor):
     net = Supernet(FULL.narrowed(base, divisor), 6)
     paddle.save(net.state_dict(), str(tmp_path / "resnet48.pdparams"))
-    built = checkpoint.build(checkpoint.read(str(tmp_path / "resnet48.pdparams")))
+    built = checkpoint.build(checkpoint.load(str(tmp_path / "resnet48.pdparams")))
     assert isinstance(built, Supernet) and built.space.base_channels == base and built.num_classes == 6
     assert same(values(built), values(net))
 
@@ -108,7 +108,7 @@ def test_a_standalone_net_is_no_supernet(tmp_path):
     net = small()
     saved(tmp_path, net)
     with pytest.raises(CheckpointError, match=f"holds the standalone net {net.arch.code}, not a supernet"):
-        checkpoint.build_supernet(checkpoint.read(str(tmp_path)))
+        checkpoint.build_supernet(checkpoint.load(str(tmp_path)))
 
 
 # ---- whole or not at all
@@ -124,7 +124,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoints_and_nothing_else(tmp_pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert steps(tmp_path) == ["step-00000001"]
-    assert checkpoint.read(str(tmp_path)).state["step"] == 1
+    assert checkpoint.load(str(tmp_path)).state["step"] == 1
 
 
 def test_a_failure_after_the_weights_have_been_written_leaves_nothing_either(tmp_path, monkeypatch):
@@ -160,7 +160,7 @@ def test_a_step_that_is_written_again_replaces_the_first(tmp_path):
     saved(tmp_path, net, step=3)
     saved(tmp_path, net, step=3)
     assert steps(tmp_path) == ["step-00000003"]
-    assert same(checkpoint.read(str(tmp_path)).weights, values(net))
+    assert same(checkpoint.load(str(tmp_path)).weights, values(net))
 
 
 def test_what_has_just_been_written_stays_also_where_newer_ones_lie(tmp_path):
@@ -211,7 +211,7 @@ def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path, damage, name):
     assert found.state["step"] == 1 and same(found.weights, good)
     assert len(said) == 1 and said[0].startswith(f"the checkpoint {folder} is torn: ") and name in said[0]
     with pytest.raises(CheckpointError, match=folder):
-        checkpoint.read(folder)
+        checkpoint.load(folder)
 
 
 @pytest.mark.parametrize("change", [lambda state: state.update(step=3), lambda state: state.update(sha256=[]),
@@ -224,7 +224,7 @@ def test_state_that_is_not_what_was_written_is_torn_too(tmp_path, change):
     with open(f"{folder}/state.json", "w") as file:
         json.dump(state, file)
     with pytest.raises(CheckpointError, match="torn.*state.json"):
-        checkpoint.read(folder)
+        checkpoint.load(folder)
 
 
 def test_a_run_with_torn_checkpoints_only_holds_none(tmp_path, capsys):
@@ -234,7 +234,7 @@ def test_a_run_with_torn_checkpoints_only_holds_none(tmp_path, capsys):
     assert checkpoint.newest(str(tmp_path)) is None
     assert capsys.readouterr().out.count("is torn") == 2
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
-        checkpoint.read(str(tmp_path))
+        checkpoint.load(str(tmp_path))
 
 
 def test_final_weights_that_are_not_those_of_the_json_beside_them_are_torn(tmp_path):
@@ -243,4 +243,4 @@ def test_final_weights_that_are_not_those_of_the_json_beside_them_are_torn(tmp_p
     folder, _ = saved(tmp_path / "other", small(), step=1)
     shutil.copyfile(f"{folder}/net.pdparams", tmp_path / "final.pdparams")
     with pytest.raises(CheckpointError, match="final.pdparams is torn: it is not what .*final.json describes"):
-        checkpoint.read(str(tmp_path / "final.pdparams"))
+        checkpoint.load(str(tmp_path / "final.pdparams"))

@@ -3,9 +3,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from resnet48 import config, options
-from resnet48.config import option
-from resnet48.errors import UserError, exit_on_user_error
+from resnet48.system import config, options
+from resnet48.system.config import option
+from resnet48.system.errors import UserError, exit_on_user_error
 
 CONFIGS = [kind for kind in vars(options).values() if dataclasses.is_dataclass(kind)]
 

@@ -11,7 +11,7 @@ from commands import DIGITS as SMALL_DIGITS, PATIENCE, command, environment, ima
 from conftest import ROOT
 from test_interruption import ENDLESS, Program, processes
 
-from resnet48 import checkpoint
+from resnet48.training import checkpoint
 
 WORKER = os.path.join(ROOT, "tests", "train_ranks.py")
 LAUNCH = [sys.executable, "-m", "paddle.distributed.launch"]
@@ -74,7 +74,7 @@ def test_a_killed_rank_takes_the_job_down_its_log_is_named_and_as_many_ranks_go_
         assert "Traceback" not in said + log
         lost = f"error: rank {1 - rank} of 2 has lost the others; the log of the one that ended first, log/workerlog.N"
         assert lost in log or "error" not in log.lower()  # the launcher may have ended it before it noticed
-        found = checkpoint.read("run").state["step"]
+        found = checkpoint.load("run").state["step"]
         assert found >= step + 5
         step = found
 

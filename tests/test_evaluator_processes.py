@@ -12,8 +12,8 @@ import processes
 import pytest
 from commands import PATIENCE, ROOT, command, environment
 
-from resnet48.files import read_json
-from resnet48.journal import Journal
+from resnet48.evaluation.journal import Journal
+from resnet48.system.files import read_json
 
 ARCHS, PER_SHARD = 23, 4
 
@@ -52,7 +52,7 @@ def assert_as_undisturbed(folder, undisturbed):
     assert read_json(folder / "s.manifest.json", "")["partial"] is False
     journal = Journal.newest(str(folder / "s.journal"))
     for chunk in journal.chunks():
-        found = [journal.read(piece) for piece in journal.counts_pieces(chunk)]
+        found = [journal.read(task) for task in journal.counts_tasks(chunk)]
         assert np.sort(np.concatenate(found)[:, 0]).tolist() == list(range(ARCHS))
         assert all(((0 <= rows[:, 1]) & (rows[:, 1] <= rows[:, 2]) & (rows[:, 2] <= chunk[1] - chunk[0])).all()
                    for rows in found)
@@ -157,9 +157,9 @@ def test_what_killed_processes_held_is_done_by_those_who_are_left(tmp_path, word
 
 def hold(path, held, release):
     """In a process of its own: claim a piece and do nothing."""
-    from resnet48.journal import claimed
+    from resnet48.evaluation.journal import try_lock
 
-    with claimed(path) as mine:
+    with try_lock(path) as mine:
         assert mine
         held.wait()
         release.wait()
@@ -169,9 +169,9 @@ def hold(path, held, release):
 def test_a_piece_that_a_process_holds_is_waited_for_until_that_process_is_dead(tmp_path, words, undisturbed):
     finish(processes.start(evaluation.run, PER_SHARD, words(tmp_path)))
     journal = Journal.newest(str(tmp_path / "s.journal"))
-    held, *others = journal.counts_pieces()
-    for piece in (held, *others):
-        os.unlink(journal.path(piece))
+    held, *others = journal.counts_tasks()
+    for task in (held, *others):
+        os.unlink(journal.path(task))
     for path in tmp_path.glob("s.*json"):
         path.unlink()
     claimed, never = processes.barrier(2), processes.barrier(2)

@@ -9,7 +9,7 @@ import evaluation
 import pytest
 from commands import call, good
 
-from resnet48 import sweep, walk
+from resnet48.evaluation import evaluator, tree_forward
 
 SCRIPT = "eval_supernet.py"
 ARCHS = 7
@@ -27,7 +27,7 @@ def archs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def three_archs_per_shard(monkeypatch):
-    monkeypatch.setattr(sweep, "ARCHS_PER_SHARD", 3)
+    monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", 3)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def undisturbed(tmp_path_factory, weights, archs):
     """The folder of an evaluation of the whole list, in four chunks and three shards."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sweep, "ARCHS_PER_SHARD", 3)
+        patched.setattr(evaluator, "ARCHS_PER_SHARD", 3)
         good(call(SCRIPT, *evaluation.words(weights, archs, folder / "s.json")))
     return folder
 
@@ -54,7 +54,7 @@ def refusal(*words):
 
 def signal_at(monkeypatch, number, call_of_walk):
     """Send this process a signal as that walk over a shard begins."""
-    calls, original = [], walk.run
+    calls, original = [], tree_forward.forward_tree
 
     def run(*arguments):
         calls.append(1)
@@ -62,10 +62,10 @@ def signal_at(monkeypatch, number, call_of_walk):
             os.kill(os.getpid(), number)
         return original(*arguments)
 
-    monkeypatch.setattr(walk, "run", run)
+    monkeypatch.setattr(tree_forward, "forward_tree", run)
 
 
-def pieces(folder, kind):
+def tasks(folder, kind):
     return sorted(path.name for path in folder.glob(f"s.journal/*/{kind}-*"))
 
 
@@ -146,15 +146,15 @@ def test_a_signal_ends_it_with_one_sentence_and_the_same_command_goes_on(
     assert ended.out.splitlines()[-1] == (f"stopped by {signal.Signals(number).name}: what is finished is kept in "
                                           f"{tmp_path / 's.journal'}, the same command goes on")
     assert not (tmp_path / "s.json").exists()
-    assert len(pieces(tmp_path, "statistics")) == min(walks - 1, 3)
-    assert len(pieces(tmp_path, "counts")) == max(walks - 4, 0)
+    assert len(tasks(tmp_path, "statistics")) == min(walks - 1, 3)
+    assert len(tasks(tmp_path, "counts")) == max(walks - 4, 0)
     assert not [path for path in tmp_path.glob("s.journal/*/*") if path.name.endswith(".lock") or path.name[0] == "."]
     assert ("already" in good(call(SCRIPT, *words)).out) == (walks > 1)
     assert_as_undisturbed(tmp_path, undisturbed)
 
 
 def test_the_reference_says_that_nothing_is_kept_of_it(tmp_path, monkeypatch, weights, archs):
-    monkeypatch.setattr(sweep.evaluate, "one_by_one", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(evaluator.accuracy, "one_by_one", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     ended = call(SCRIPT, *evaluation.words(weights, archs, tmp_path / "s.json", "--one_by_one"))
     assert ended.code == 0 and ended.out.splitlines()[-1] == "stopped by SIGTERM: nothing is kept of --one_by_one"
     assert os.listdir(tmp_path) == []
@@ -220,7 +220,7 @@ def test_a_plan_for_more_processes_or_fewer_images_takes_less_time(archs):
 
 @pytest.mark.slow
 def test_the_plan_of_the_published_list_says_what_sharing_saves(monkeypatch, published):
-    monkeypatch.setattr(sweep, "ARCHS_PER_SHARD", 500)
+    monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", 500)
     said = good(call(SCRIPT, "plan", "--archs", published, "--gflops", 1000)).out
     assert re.search(r"nodes of the tree +412795\n", said)
     assert "2.9718 alone, 1.5862 shared, a factor of 1.874" in said

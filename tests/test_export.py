@@ -5,10 +5,11 @@ import paddle
 import pytest
 from small_runs import SPACE, values
 
-from resnet48 import data, evaluate
-from resnet48.errors import UserError
-from resnet48.export import save_inference
-from resnet48.models import Supernet, extract
+from resnet48.evaluation import accuracy
+from resnet48.images import datasets
+from resnet48.nets.export import save_inference
+from resnet48.nets.supernet import Supernet, extract
+from resnet48.system.errors import UserError
 
 
 def images(count, size=32, seed=0):
@@ -20,7 +21,7 @@ def exported(tmp_path_factory):
     """(path, the calibrated subnet's logits as a function of float32 images)."""
     paddle.seed(0)
     subnet = extract(Supernet(SPACE, 6), SPACE.smallest())
-    evaluate.calibrate_alone(subnet, images(20, seed=1))
+    accuracy.calibrate_alone(subnet, images(20, seed=1))
     path = str(tmp_path_factory.mktemp("model") / "deep" / "subnet")
     expected = extracted_logits(subnet)
     subnet.train()
@@ -46,7 +47,7 @@ def extracted_logits(subnet):
 @pytest.mark.parametrize("count", [1, 5])
 def test_the_inference_model_gives_the_logits_of_the_calibrated_subnet(exported, count):
     path, logits = exported
-    given = data.normalize(paddle.to_tensor(images(count))).numpy()
+    given = datasets.normalize(paddle.to_tensor(images(count))).numpy()
     loaded = paddle.jit.load(path)
     loaded.eval()
     assert np.allclose(loaded(paddle.to_tensor(given)).numpy(), logits(given), rtol=1e-3, atol=1e-4)
@@ -58,7 +59,7 @@ def test_paddle_inference_reads_it_with_an_input_named_images(exported):
     program = path + (".json" if os.path.exists(path + ".json") else ".pdmodel")
     predictor = paddle.inference.create_predictor(paddle.inference.Config(program, path + ".pdiparams"))
     assert predictor.get_input_names() == ["images"]
-    given = data.normalize(paddle.to_tensor(images(3))).numpy()
+    given = datasets.normalize(paddle.to_tensor(images(3))).numpy()
     predictor.get_input_handle("images").copy_from_cpu(given)
     predictor.run()
     output = predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()

@@ -15,8 +15,10 @@ from commands import DIGITS, PATIENCE, SMALL, Ended, call, command, environment,
 from small_runs import SETTINGS, STANDALONE, fit, newest
 from test_interruption import ENDLESS, Program, processes
 
-from resnet48 import batches, checkpoint, runtime
-from resnet48.errors import UserError
+from resnet48.images import loader
+from resnet48.system import runtime
+from resnet48.system.errors import UserError
+from resnet48.training import checkpoint
 
 TRAINING = ("train_supernet.py", "run", *SMALL)
 ON_DIGITS = ("train_supernet.py", "run", *DIGITS, "--dyna_batch_size", 2, "--eval_freq", 0)
@@ -70,10 +72,10 @@ def test_a_disk_that_fills_up_during_a_checkpoint_leaves_the_one_before_and_more
     assert said == (f"cannot write the checkpoint {small}/checkpoints/step-00000010: No space left on device; older "
                     f"ones in {small}/checkpoints are untouched")
     assert sorted(os.listdir(large / "checkpoints")) == ["step-00000005"]
-    assert checkpoint.read(str(large)).state["step"] == 5
+    assert checkpoint.load(str(large)).state["step"] == 5
     went_on = good(call(*words, large))
     assert f"resumed {large}/checkpoints/step-00000005 at step 5" in went_on.out
-    assert checkpoint.read(str(large / "final.pdparams")).state["step"] == 15
+    assert checkpoint.load(str(large / "final.pdparams")).state["step"] == 15
 
 
 @pytest.mark.slow
@@ -171,10 +173,10 @@ def test_a_dead_worker_is_named_wherever_it_interrupts():
     before = signal.getsignal(signal.SIGCHLD)
     try:
         with pytest.raises(UserError, match="a process that decodes training images has died"):
-            with batches.dead_workers_named():
+            with loader.dead_workers_named():
                 Interrupted.apply(x).backward()
         with pytest.raises(FileNotFoundError):
-            with batches.dead_workers_named():
+            with loader.dead_workers_named():
                 open("absent")
     finally:
         signal.signal(signal.SIGCHLD, before)

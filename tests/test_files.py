@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from resnet48 import files
-from resnet48.errors import UserError
+from resnet48.system import files
+from resnet48.system.errors import UserError
 
 
 def write(path, text):
@@ -21,7 +21,7 @@ def write(path, text):
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "list.json"
     path.write_text("old")
-    with files.replacing(str(path)) as temporary:
+    with files.atomic_write(str(path)) as temporary:
         write(temporary, "new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -33,7 +33,7 @@ def test_the_old_file_stays_whole_when_the_block_raises(tmp_path, error):
     path = tmp_path / "list.json"
     path.write_text("old")
     with pytest.raises(error):
-        with files.replacing(str(path)) as temporary:
+        with files.atomic_write(str(path)) as temporary:
             write(temporary, "half")
             raise error
     assert path.read_text() == "old"
@@ -42,7 +42,7 @@ def test_the_old_file_stays_whole_when_the_block_raises(tmp_path, error):
 
 def test_a_new_file_is_not_there_at_all_when_the_block_raises(tmp_path):
     with pytest.raises(RuntimeError):
-        with files.replacing(str(tmp_path / "list.json")) as temporary:
+        with files.atomic_write(str(tmp_path / "list.json")) as temporary:
             write(temporary, "half")
             raise RuntimeError
     assert os.listdir(tmp_path) == []
@@ -52,7 +52,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "list.json"
     path.write_text("old")
     with pytest.raises(UserError, match=f"^cannot write {re.escape(str(path))}: No space left on device$"):
-        with files.replacing(str(path)):
+        with files.atomic_write(str(path)):
             raise OSError(28, os.strerror(28))
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["list.json"]
@@ -73,7 +73,7 @@ def test_a_bare_name_is_written_into_the_current_folder(tmp_path, monkeypatch):
 
 
 def test_the_temporary_file_keeps_the_ending(tmp_path):
-    with files.replacing(str(tmp_path / "plot.png")) as temporary:
+    with files.atomic_write(str(tmp_path / "plot.png")) as temporary:
         assert temporary.endswith(".png") and os.path.dirname(temporary) == str(tmp_path)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
-from resnet48.initial_weights import initialize
-from resnet48.models import ResNet48
+from resnet48.nets.initial_weights import initialize
+from resnet48.nets.supernet import ResNet48
 
 
 @pytest.mark.parametrize("how, deviation, is_normal", [

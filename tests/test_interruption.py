@@ -11,7 +11,7 @@ import pytest
 from commands import (LARGEST, PATIENCE, SMALL, SMALLEST, Ended, call, command, environment, good, image_folder, module,
                       write_list)
 
-from resnet48 import data
+from resnet48.images import datasets
 
 # A run that nobody waits for.
 ENDLESS = (*SMALL, "--max_epoch", 100000, "--log_freq", 1, "--eval_freq", 0, "--save_freq", 100000, "--num_workers", 2)
@@ -117,7 +117,7 @@ def test_an_interrupt_before_training_leaves_no_stack_trace_and_nothing_behind(t
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "load", interrupted)
+    monkeypatch.setattr(datasets, "load", interrupted)
     ended = call("train_supernet.py", "run", *SMALL, "--save_dir", tmp_path / "run")
     assert (ended.code, ended.own_errors()) == (130, ["interrupted"]) and os.listdir(tmp_path) == []
 
@@ -134,7 +134,7 @@ def test_a_signal_during_the_last_evaluation_of_an_arch_keeps_the_next_one_from_
         return watch
 
     with monkeypatch.context() as patched:
-        patched.setattr(module("pretrain.py").evaluate, "watch_standalone", watch_of)
+        patched.setattr(module("pretrain.py").accuracy, "validate_standalone", watch_of)
         ended = call("pretrain.py", *words)
     assert ended.code == 0 and "stopped by SIGTERM after step 3 of 3" in ended.out
     assert os.listdir(tmp_path / "runs") == [SMALLEST] and not os.path.exists(tmp_path / "truth.json")
@@ -145,7 +145,7 @@ def test_a_signal_during_an_evaluation_ends_it_well_and_the_same_command_goes_on
     words = ("eval_supernet.py", "run", "--checkpoint", "supernet", "--archs", "list.json", "--image_dir", "images",
              "--image_size", 32, "--calib_images", 8, "--output", "submission.json")
     with monkeypatch.context() as patched:
-        patched.setattr("resnet48.sweep.run", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patched.setattr("resnet48.evaluation.evaluator.evaluate_list", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         ended = call(*words)
     assert ended.code == 0 and not ended.own_errors() and not os.path.exists("submission.json")
     assert ended.out.splitlines()[-1].startswith("stopped by SIGINT: what is finished is kept in submission.journal")

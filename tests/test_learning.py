@@ -1,7 +1,7 @@
 """That it learns: a small supernet on the built-in digits gets far above chance and ranks subnets as the truth does.
 
-Seen with seeds 0 to 5 (Paddle 3.3.1 and, for seed 0, 2.6.2, which gave the same numbers): the largest arch 66 to 79 % in
-the supernet and 85 to 93 % on its own, the smallest 29 to 43 % and 33 to 44 %, Kendall's tau 1 but for seed 5 (.8).
+Seen with seeds 0 to 5 (Paddle 3.3.1 and, for seed 0, 2.6.2, which gave the same numbers): the largest arch 66 to 79 %
+in the supernet and 85 to 93 % on its own, the smallest 29 to 43 % and 33 to 44 %, Kendall's tau 1 but for seed 5 (.8).
 """
 
 import json
@@ -12,7 +12,7 @@ import pytest
 from commands import call, good, write_list
 from scipy.stats import kendalltau
 
-from resnet48.arch import FULL
+from resnet48.space.arch import FULL
 
 RATIOS = (1.0, 0.85, 0.7, 0.55, 0.45, 0.35, 0.25)  # the official ones, 1 to .7, would make nets that differ less
 WIDTHS = ("--base_channels", "4,8,16,32", "--divisor", "1")

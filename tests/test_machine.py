@@ -3,7 +3,7 @@ import os
 import paddle
 import pytest
 
-from resnet48 import machine
+from resnet48.system import machine
 
 NAMES = {"OMP_NUM_THREADS", "FLAGS_paddle_num_threads", "GLOG_minloglevel", "MKL_DEBUG_CPU_TYPE",
          "FLAGS_cudnn_exhaustive_search", "FLAGS_allocator_strategy", "FLAGS_fraction_of_gpu_memory_to_use"}

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from resnet48.__main__ import main
-from resnet48.arch import FULL, SPACES, ArchConfig
-from resnet48.errors import UserError
+from resnet48.space.arch import FULL, SPACES, ArchConfig
+from resnet48.system.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXAMPLE = "348311131310000332323230014143424241434543757770000"
@@ -118,7 +118,7 @@ def test_sample_writes_a_list_in_the_official_format_of_distinct_archs_of_its_sp
 
 def test_archs_that_are_drawn_twice_are_listed_once(tmp_path, monkeypatch):
     drawn = iter([EXAMPLE, EXAMPLE, FULL.largest().code, EXAMPLE, FULL.smallest().code])
-    monkeypatch.setattr("resnet48.arch.SearchSpace.sample", lambda space, rng: ArchConfig.parse(next(drawn)))
+    monkeypatch.setattr("resnet48.space.arch.SearchSpace.sample", lambda space, rng: ArchConfig.parse(next(drawn)))
     main(["sample", "3", "--output", str(tmp_path / "list.json")])
     assert [entry["arch"][1:] for entry in listed(tmp_path / "list.json").values()] == [
         EXAMPLE, FULL.largest().code, FULL.smallest().code]

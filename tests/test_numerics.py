@@ -9,11 +9,11 @@ import pytest
 from small_runs import (FIXED_TEACHER, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, checkpoints, fit,
                         images, losses_of_step, newest, same, table, values)
 
-from resnet48 import checkpoint, objectives, optim, recipes, train
-from resnet48.errors import UserError
-from resnet48.models import ResNet48, Supernet
-from resnet48.nodes import used_shapes
-from resnet48.precision import Precision
+from resnet48.nets.supernet import ResNet48, Supernet
+from resnet48.space.nodes import used_shapes
+from resnet48.system.errors import UserError
+from resnet48.training import checkpoint, loop, objectives, optim, recipes
+from resnet48.training.precision import Precision
 
 
 def settings(folder, **changes):
@@ -39,7 +39,7 @@ def test_a_batch_in_parts_gives_the_gradients_and_losses_of_the_whole(kind):
     net.eval()  # in training mode each part has batch-norm statistics of its own
     found = []
     for parts in (1, 2, 8):
-        losses = train._gradients(kind.objective, Precision(), net, kind.archs(0), *batch(), parts)
+        losses = loop._gradients(kind.objective, Precision(), net, kind.archs(0), *batch(), parts)
         found.append((gradients(net), {role: float(loss) for role, loss in losses.items()}))
         for parameter in optim.trainable(net):
             parameter.clear_gradient(False)
@@ -51,7 +51,7 @@ def test_a_batch_in_parts_gives_the_gradients_and_losses_of_the_whole(kind):
 
 def test_parts_must_divide_the_batch(tmp_path):
     with pytest.raises(UserError, match="--accumulate 3 must divide --batch_size 4"):
-        train.require_runnable(images(), settings(tmp_path, accumulate=3))
+        loop.require_runnable(images(), settings(tmp_path, accumulate=3))
 
 
 # ---- what the gradients are made from and what is done to them
@@ -100,7 +100,7 @@ def test_gradients_are_scaled_to_a_norm_or_cut_to_a_size():
 
 def test_two_ways_of_clipping_exclude_each_other(tmp_path):
     with pytest.raises(UserError, match="--clip_norm and --clip_value exclude each other"):
-        train.require_runnable(images(), settings(tmp_path, clip_norm=1.0, clip_value=1.0))
+        loop.require_runnable(images(), settings(tmp_path, clip_norm=1.0, clip_value=1.0))
 
 
 # ---- what no subnet of a step uses
@@ -167,7 +167,7 @@ def test_the_average_is_what_is_kept_watched_and_published(tmp_path):
     for step, after in enumerate([*steps[1:], trained], 1):
         decay = min(0.6, (1 + step) / (10 + step))
         average = {name: decay * value + (1 - decay) * after[name] for name, value in average.items()}
-    published = checkpoint.read(str(tmp_path / "final.pdparams")).weights
+    published = checkpoint.load(str(tmp_path / "final.pdparams")).weights
     for name, value in average.items():
         assert published[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
     assert same(watched[-1], published) and not same(published, trained)
@@ -196,9 +196,9 @@ def test_the_schedule_is_what_the_settings_say():
 
 
 def test_a_warm_up_longer_than_the_run_is_noted(tmp_path, capsys):
-    train.require_runnable(images(), settings(tmp_path, warmup=2.0))
+    loop.require_runnable(images(), settings(tmp_path, warmup=2.0))
     assert "note" not in capsys.readouterr().out
-    train.require_runnable(images(), settings(tmp_path, warmup_steps=13))
+    loop.require_runnable(images(), settings(tmp_path, warmup_steps=13))
     assert "note: the warm-up is longer than the run" in capsys.readouterr().out
 
 
@@ -227,7 +227,7 @@ def test_checkpoints_come_every_so_many_steps_too(tmp_path):
 def test_mixed_precision_changes_nothing_on_a_cpu_and_says_so(tmp_path, capsys):
     plain = fit(STANDALONE, settings(tmp_path / "plain"))
     mixed = settings(tmp_path / "mixed", precision="fp16")
-    train.require_runnable(images(), mixed)
+    loop.require_runnable(images(), mixed)
     assert "note: --precision fp16 has no effect on a CPU" in capsys.readouterr().out
     assert same(fit(STANDALONE, mixed), plain)
 
@@ -267,7 +267,7 @@ def test_half_precision_on_a_gpu_scales_its_losses_and_a_checkpoint_keeps_the_sc
         net = Supernet(SPACE, 3)
         optimizer = optim.make_optimizer(net, weight_decay=0.0)
         optimizer.set_lr(0.1)
-        train._gradients(SANDWICH.objective, precision, net, SANDWICH.archs(0), *batch(), 2)
+        loop._gradients(SANDWICH.objective, precision, net, SANDWICH.archs(0), *batch(), 2)
         precision.step(optimizer)
         found.append(values(net))
     for other in found[1:]:
@@ -305,4 +305,4 @@ def test_visualdl_gets_the_rows_of_the_table(tmp_path, monkeypatch):
 def test_visualdl_is_asked_for_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="--visualdl needs the package visualdl: pip install visualdl"):
-        train.require_runnable(images(), settings(tmp_path, visualdl=True))
+        loop.require_runnable(images(), settings(tmp_path, visualdl=True))

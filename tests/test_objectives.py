@@ -4,9 +4,9 @@ import paddle.nn.functional as F
 import pytest
 from small_runs import fixed_teacher, losses_of_step
 
-from resnet48 import objectives, optim
-from resnet48.evaluate import calibrate_alone
-from resnet48.models import ResNet48, Supernet
+from resnet48.evaluation.accuracy import calibrate_alone
+from resnet48.nets.supernet import ResNet48, Supernet
+from resnet48.training import objectives, optim
 
 
 @pytest.fixture
@@ -87,7 +87,8 @@ def test_the_gradients_of_a_fixed_teacher_step_are_those_of_the_summed_loss(supe
     assert all(gradient is None for gradient in left_gradients(teacher))
 
 
-def test_the_gradients_of_a_cross_entropy_step_are_those_of_the_summed_loss_with_every_arch_alike(supernet, narrow, rng):
+def test_the_gradients_of_a_cross_entropy_step_are_those_of_the_summed_loss_with_every_arch_alike(supernet, narrow,
+                                                                                                  rng):
     (images, labels), archs = batch(), sandwich_archs(narrow, rng)
     total = sum(cross_entropy(supernet(images, arch, norm=batch_norm), labels) for _, arch in archs)
     expected = paddle.grad(total, optim.trainable(supernet), allow_unused=True)

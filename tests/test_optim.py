@@ -3,8 +3,8 @@ import paddle
 import pytest
 from small_runs import losses_of_step
 
-from resnet48 import objectives, optim
-from resnet48.models import ResNet48, Supernet
+from resnet48.nets.supernet import ResNet48, Supernet
+from resnet48.training import objectives, optim
 
 
 def batch():
@@ -158,7 +158,8 @@ def test_state_does_not_depend_on_how_many_optimizers_a_net_has_had(narrow):
 def test_state_of_an_unknown_parameter_is_an_error(narrow):
     net = ResNet48(narrow.smallest(), 3)
     with pytest.raises(KeyError, match="blocks.99.conv.weight"):
-        optim.load_state(net, optim.make_optimizer(net, weight_decay=0.0), {"blocks.99.conv.weight/velocity_0": np.zeros(3, "float32")})
+        optim.load_state(net, optim.make_optimizer(net, weight_decay=0.0),
+                         {"blocks.99.conv.weight/velocity_0": np.zeros(3, "float32")})
 
 
 # ---- other optimizers

@@ -1,4 +1,5 @@
-"""Recipes: stages in steps, resumed inside any of them; names and hyper-parameters; what earlier versions called them."""
+"""Recipes: stages in steps, resumed inside any of them; names and hyper-parameters; what earlier versions called
+them."""
 
 import dataclasses
 import hashlib
@@ -10,9 +11,10 @@ import pytest
 from small_runs import (CLASSES, FIXED_TEACHER, PER_EPOCH, SANDWICH, SETTINGS, SPACE, STEPS, fit, fixed_teacher, images,
                         newest, same, table, uniform_teacher)
 
-from resnet48 import checkpoint, config, objectives, options, recipes, sampling, train
-from resnet48.errors import Stopped, UserError
-from resnet48.models import Supernet
+from resnet48.nets.supernet import Supernet
+from resnet48.system import config, options
+from resnet48.system.errors import Stopped, UserError
+from resnet48.training import checkpoint, loop, objectives, recipes, samplers
 
 YAML_FILES = sorted(name for name in os.listdir(config.RECIPES) if name.endswith(".yaml"))
 
@@ -75,7 +77,7 @@ def fit_stages(stages, settings, build_first=False):
     paddle.seed(0)
     net = Supernet(SPACE, len(CLASSES))
     try:
-        train.fit(net, stages, images(), settings)
+        loop.fit(net, stages, images(), settings)
     except Stopped:
         return None
     return {name: value.numpy() for name, value in net.state_dict().items()}
@@ -176,7 +178,7 @@ def test_every_recipe_names_what_there_is_and_says_how_it_is_used(name):
         assert file.read().startswith("# ")
 
 
-@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 @pytest.mark.parametrize("objective", objectives.OBJECTIVES)
 def test_every_sampler_trains_with_every_objective_and_resumes_bit_for_bit(tmp_path, sampler, objective):
     whole = settings(tmp_path / "whole", sampler=sampler, objective=objective, max_epoch=1)
@@ -186,7 +188,8 @@ def test_every_sampler_trains_with_every_objective_and_resumes_bit_for_bit(tmp_p
 
 
 def test_an_objective_without_its_teacher_is_refused():
-    with pytest.raises(UserError, match="--objective fixed_teacher distils from the full net, so it needs --pretrained"):
+    with pytest.raises(UserError,
+                       match="--objective fixed_teacher distils from the full net, so it needs --pretrained"):
         recipes.supernet(settings("", objective="fixed_teacher"), SPACE)
     (made,) = recipes.supernet(settings("", objective="fixed_teacher"), SPACE, uniform_teacher)
     assert made.objective.teacher is uniform_teacher

@@ -7,9 +7,9 @@ import pytest
 from small_runs import (CLASSES, FIXED_TEACHER, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, checkpoints, content, fit,
                         images, newest, same, table)
 
-from resnet48 import checkpoint
-from resnet48.errors import UserError
-from resnet48.models import ResNet48
+from resnet48.nets.supernet import ResNet48
+from resnet48.system.errors import UserError
+from resnet48.training import checkpoint
 
 KINDS = {"standalone": STANDALONE, "sandwich": SANDWICH, "subnets that leave blocks out": FIXED_TEACHER}
 
@@ -101,7 +101,7 @@ def test_a_kill_between_the_final_files_is_mended_by_the_same_command(tmp_path, 
         fit(STANDALONE, config)
     (tmp_path / ".final.pdparams.8xq2.pdparams").write_text("half written")
     trained = fit(STANDALONE, config)
-    found = checkpoint.read(str(tmp_path / "final.pdparams"))
+    found = checkpoint.load(str(tmp_path / "final.pdparams"))
     assert same(found.weights, trained) and found.state["step"] == 18 and not same(trained, through)
     assert sorted(os.listdir(tmp_path)) == sorted({name.split(os.sep)[0] for name in expected})
     assert (tmp_path / "final.pdopt").read_bytes() == \

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from resnet48 import score as scoring
-from resnet48.arch import FULL, POOL, ArchConfig
-from resnet48.errors import UserError
+from resnet48.ranking import score as scoring
+from resnet48.space.arch import FULL, PUBLISHED, ArchConfig
+from resnet48.system.errors import UserError
 
 RESAMPLES = 60
 
 
-def archs(n, seed=0, space=POOL):
+def archs(n, seed=0, space=PUBLISHED):
     rng = np.random.default_rng(seed)
     found = {}
     while len(found) < n:
@@ -74,39 +74,39 @@ def test_supernet_figures_equal_their_definitions_also_with_ties(tmp_path):
     assert len(set(submitted)) < 40 and len(set(true)) < 40
     expected = [abs(np.corrcoef(submitted, true)[0, 1]), tau_b(submitted, true),
                 np.corrcoef(average_ranks(submitted), average_ranks(true))[0, 1]]
-    assert values(compare(tmp_path, submitted, true).row("supernet")) == pytest.approx(expected, abs=1e-12)
+    assert values(compare(tmp_path, submitted, true).agreement("supernet")) == pytest.approx(expected, abs=1e-12)
 
 
-def test_baseline_figures_equal_their_definitions_in_the_space_and_size_given(tmp_path, narrow_pool):
-    nets = archs(30, space=narrow_pool)
+def test_baseline_figures_equal_their_definitions_in_the_space_and_size_given(tmp_path, narrow_published):
+    nets = archs(30, space=narrow_published)
     submitted, true = correlated(30)
-    result = compare(tmp_path, submitted, true, nets, space=narrow_pool, image_size=33, num_classes=10)
+    result = compare(tmp_path, submitted, true, nets, space=narrow_published, image_size=33, num_classes=10)
     for name, counts in (("MACs", [net.macs(33, 10) for net in nets]), ("parameters", [net.params(10) for net in nets]),
                          ("depth", [sum(net.depths) for net in nets])):
         expected = [abs(np.corrcoef(counts, true)[0, 1]), tau_b(counts, true),
                     np.corrcoef(average_ranks(counts), average_ranks(true))[0, 1]]
-        assert values(result.row(name)) == pytest.approx(expected, abs=1e-12)
+        assert values(result.agreement(name)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_reversed_ranking_has_positive_board_a_negative_tau_and_is_called_out(tmp_path):
     true = np.linspace(60, 80, 12) ** 1.01
     result = compare(tmp_path, 100 - true, true)
-    assert values(result.row("supernet")) == pytest.approx([1, -1, -1])
-    assert "supernet: Pearson is negative" in scoring.sheet(result)
+    assert values(result.agreement("supernet")) == pytest.approx([1, -1, -1])
+    assert "supernet: Pearson is negative" in scoring.report_markdown(result)
 
 
 def test_tied_pairs_are_counted_on_both_sides(tmp_path):
     result = compare(tmp_path, [1, 1, 1, 2, 3, 3], [5, 5, 6, 7, 8, 9])
     assert (result.submission.tied_pairs, result.truth.tied_pairs) == (3 + 1, 1)
-    assert "of 15: 4 in the submission, 1 in the truth" in scoring.sheet(result)
+    assert "of 15: 4 in the submission, 1 in the truth" in scoring.report_markdown(result)
 
 
 def test_fractions_and_percents_give_the_same_metrics_and_are_labelled(tmp_path):
     submitted, true = correlated(20)
     percents, fractions = (compare(tmp_path, submitted, t) for t in (true, true / 100))
-    for row in percents.rows:
-        assert values(row) == pytest.approx(values(fractions.row(row.name)))
-    assert "(fraction)" in scoring.sheet(fractions) and "(fraction)" not in scoring.sheet(percents)
+    for row in percents.agreements:
+        assert values(row) == pytest.approx(values(fractions.agreement(row.name)))
+    assert "(fraction)" in scoring.report_markdown(fractions) and "(fraction)" not in scoring.report_markdown(percents)
 
 
 # Joining
@@ -119,7 +119,7 @@ def test_files_are_joined_on_the_arch_code_whatever_keys_order_and_digits(tmp_pa
     shuffle = np.random.default_rng(1).permutation(20)
     theirs = save(tmp_path / "shuffled.json", ["1" + nets[i].code for i in shuffle], true[shuffle], key="net")
     crossed = scoring.score(straight.submission.path, theirs, resamples=RESAMPLES)
-    assert crossed.n == 20 and [row[:4] for row in crossed.rows] == [row[:4] for row in straight.rows]
+    assert crossed.n == 20 and [row[:4] for row in crossed.agreements] == [row[:4] for row in straight.agreements]
 
 
 def test_archs_in_one_file_only_are_counted_and_left_out(tmp_path):
@@ -129,8 +129,8 @@ def test_archs_in_one_file_only_are_counted_and_left_out(tmp_path):
     theirs = save(tmp_path / "t.json", codes[3:], true[3:])
     result = scoring.score(ours, theirs, resamples=RESAMPLES)
     assert result.n == 5
-    assert result.row("supernet").kendall.value == pytest.approx(tau_b(submitted[3:8], true[3:8]))
-    assert "3 of the submission have no truth, 2 of the truth are not in the submission" in scoring.sheet(result)
+    assert result.agreement("supernet").kendall.value == pytest.approx(tau_b(submitted[3:8], true[3:8]))
+    assert "3 of the submission have no truth, 2 of the truth are not in the submission" in scoring.report_markdown(result)
 
 
 def refusal(*arguments):
@@ -150,7 +150,7 @@ def test_fewer_than_three_shared_archs_are_refused_with_the_counts(tmp_path, sha
 
 
 def test_three_shared_archs_are_enough(tmp_path):
-    assert compare(tmp_path, [1, 3, 2], [1, 2, 3]).row("supernet").kendall.value == pytest.approx(1 / 3)
+    assert compare(tmp_path, [1, 3, 2], [1, 2, 3]).agreement("supernet").kendall.value == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("side", ["s.json", "t.json"])
@@ -181,7 +181,7 @@ def test_accuracies_outside_0_to_100_are_refused_naming_file_and_key(tmp_path):
 def test_codes_outside_the_space_are_refused(tmp_path):
     codes = [FULL.smallest().code, *(arch.code for arch in archs(3))]
     path = save(tmp_path / "s.json", codes, range(4))
-    assert "'arch0'" in refusal(path, path, POOL)
+    assert "'arch0'" in refusal(path, path, PUBLISHED)
 
 
 # Intervals
@@ -189,7 +189,7 @@ def test_codes_outside_the_space_are_refused(tmp_path):
 
 def test_intervals_are_percentiles_over_resampled_archs(tmp_path):
     submitted, true = correlated(60, noise=3)
-    row = compare(tmp_path, submitted, true, resamples=400).row("supernet")
+    row = compare(tmp_path, submitted, true, resamples=400).agreement("supernet")
     rng = np.random.default_rng(99)  # other resamples than those of the score
     draws = []
     for _ in range(400):
@@ -207,37 +207,38 @@ def test_intervals_cover_the_true_tau_about_as_often_as_they_say(tmp_path):
     table = rng.multivariate_normal([50, 50], [[1, r], [r, 1]], size=(30, 50))
     nets = archs(50)
     for both in table:
-        estimate = compare(tmp_path, both[:, 0], both[:, 1], nets).row("supernet").kendall
+        estimate = compare(tmp_path, both[:, 0], both[:, 1], nets).agreement("supernet").kendall
         covered += estimate.low <= 2 / np.pi * np.arcsin(r) <= estimate.high
     assert 25 <= covered <= 30
 
 
 def test_interval_of_board_a_reaches_zero_where_pearson_has_no_sure_sign(tmp_path):
     rng = np.random.default_rng(3)
-    estimate = compare(tmp_path, 50 + rng.standard_normal(40), 50 + rng.standard_normal(40)).row("supernet").pearson
+    estimate = compare(tmp_path, 50 + rng.standard_normal(40),
+                       50 + rng.standard_normal(40)).agreement("supernet").pearson
     assert estimate.low == 0 <= estimate.value <= estimate.high < 0.6
 
 
 def test_seed_decides_the_intervals_and_nothing_else(tmp_path):
     submitted, true = correlated(25)
     first, again, other = (compare(tmp_path, submitted, true, seed=seed) for seed in (0, 0, 1))
-    assert first.rows == again.rows and first.margin == again.margin
-    assert values(first.rows[0]) == values(other.rows[0]) and first.rows[0].kendall != other.rows[0].kendall
+    assert first.agreements == again.agreements and first.margin == again.margin
+    assert values(first.agreements[0]) == values(other.agreements[0]) and first.agreements[0].kendall != other.agreements[0].kendall
 
 
 def test_resamples_without_two_different_values_are_dropped_and_reported(tmp_path):
     result = compare(tmp_path, [1, 1, 1, 2], [1, 2, 3, 4])
-    row = result.row("supernet")
+    row = result.agreement("supernet")
     # All four from the first three: (3/4)^4 = 32 %; all four the last: 0.4 %.
     assert 0.2 < row.dropped / result.resamples < 0.45 and np.isfinite(row.kendall[:]).all()
-    assert f"{row.dropped} for supernet" in scoring.sheet(result)
-    assert "left out" not in scoring.sheet(compare(tmp_path, *correlated(30)))
+    assert f"{row.dropped} for supernet" in scoring.report_markdown(result)
+    assert "left out" not in scoring.report_markdown(compare(tmp_path, *correlated(30)))
 
 
 def test_number_of_resamples_is_1000_and_fewer_for_many_archs_and_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "_correlations", lambda table: np.ones((4, 3)))
-    assert "1000 resamples" in scoring.sheet(compare(tmp_path, *correlated(10), resamples=None))
-    assert "980 resamples" in scoring.sheet(compare(tmp_path, *correlated(5100), resamples=None))
+    assert "1000 resamples" in scoring.report_markdown(compare(tmp_path, *correlated(10), resamples=None))
+    assert "980 resamples" in scoring.report_markdown(compare(tmp_path, *correlated(5100), resamples=None))
 
 
 # The sheet
@@ -250,25 +251,25 @@ def table_of(text):
 
 def test_sheet_is_a_markdown_table_of_supernet_and_baselines_with_intervals(tmp_path):
     result = compare(tmp_path, *correlated(40))
-    head, rule, *rows = table_of(scoring.sheet(result))
+    head, rule, *rows = table_of(scoring.report_markdown(result))
     assert head == ["ranking", r"\|Pearson\| (board A)", "Kendall tau (board B)", "Spearman"]
     assert len(rule) == 4 and all(set(cell) == {"-"} for cell in rule)
     assert [row[0] for row in rows] == ["supernet", "MACs", "parameters", "depth"]
-    for cells, row in zip(rows, result.rows):
+    for cells, row in zip(rows, result.agreements):
         for cell, estimate in zip(cells[1:], row[1:4]):
             assert cell == f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
 def test_sheet_names_the_files_n_resamples_seed_and_image_size(tmp_path):
     result = compare(tmp_path, *correlated(33), seed=4, image_size=64)
-    text = scoring.sheet(result)
+    text = scoring.report_markdown(result)
     for words in (result.submission.path, result.truth.path, "n = 33", f"{RESAMPLES} resamples", "seed 4", "64 px"):
         assert words in text
 
 
 @pytest.mark.parametrize("n, warned", [(29, True), (30, False)])
 def test_sheet_warns_of_wide_intervals_under_30_archs(tmp_path, n, warned):
-    assert ("intervals are wide" in scoring.sheet(compare(tmp_path, *correlated(n)))) == warned
+    assert ("intervals are wide" in scoring.report_markdown(compare(tmp_path, *correlated(n)))) == warned
 
 
 def by_macs(n, noise, seed=0):
@@ -281,44 +282,44 @@ def by_macs(n, noise, seed=0):
 def test_verdict_says_when_the_supernet_surely_beats_the_best_baseline(tmp_path):
     nets, true = by_macs(150, noise=2)
     result = compare(tmp_path, true + 0.1 * np.random.default_rng(1).standard_normal(150), true, nets)
-    assert " beats " in scoring.verdict(result) and "do not overlap" in scoring.verdict(result)
-    assert "excludes zero" in scoring.verdict(result) and scoring.verdict(result) in scoring.sheet(result)
+    assert " beats " in scoring.conclusion(result) and "do not overlap" in scoring.conclusion(result)
+    assert "excludes zero" in scoring.conclusion(result) and scoring.conclusion(result) in scoring.report_markdown(result)
 
 
 def test_verdict_says_when_the_supernet_does_not_beat_the_best_baseline(tmp_path):
     nets, true = by_macs(150, noise=0.2)
     result = compare(tmp_path, true + 5 * np.random.default_rng(1).standard_normal(150), true, nets)
-    assert result.best == "MACs" and "does not beat" in scoring.verdict(result)
-    assert "MACs" in scoring.verdict(result) and "excludes zero" in scoring.verdict(result)
+    assert result.best == "MACs" and "does not beat" in scoring.conclusion(result)
+    assert "MACs" in scoring.conclusion(result) and "excludes zero" in scoring.conclusion(result)
 
 
 def test_verdict_says_when_the_difference_may_be_chance(tmp_path):
     nets, true = by_macs(40, noise=1)
     result = compare(tmp_path, by_macs(40, noise=0.1, seed=1)[1], true, nets)
-    assert " overlap" in scoring.verdict(result) and "includes zero" in scoring.verdict(result)
+    assert " overlap" in scoring.conclusion(result) and "includes zero" in scoring.conclusion(result)
 
 
 def test_best_baseline_is_the_one_with_the_highest_signed_tau(tmp_path):
     nets, true = by_macs(60, noise=0.1)
     result = compare(tmp_path, correlated(60)[0], 100 - true, nets)
-    taus = {row.name: row.kendall.value for row in result.rows[1:]}
+    taus = {row.name: row.kendall.value for row in result.agreements[1:]}
     assert result.best == max(taus, key=taus.get) != "MACs"
-    assert result.margin.value == pytest.approx(result.row("supernet").kendall.value - taus[result.best])
+    assert result.margin.value == pytest.approx(result.agreement("supernet").kendall.value - taus[result.best])
 
 
 def test_baseline_that_is_the_same_for_all_archs_is_shown_as_such(tmp_path):
     nets = [arch for arch in archs(4000) if sum(arch.depths) == 14][:20]
     result = compare(tmp_path, *correlated(20), nets)
-    depth = table_of(scoring.sheet(result))[-1]
+    depth = table_of(scoring.report_markdown(result))[-1]
     assert depth == ["depth"] + ["none: all equal"] * 3
-    assert "for depth" not in scoring.sheet(result) and result.best in ("MACs", "parameters")
+    assert "for depth" not in scoring.report_markdown(result) and result.best in ("MACs", "parameters")
 
 
 def test_nothing_to_beat_where_no_baseline_tells_the_archs_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(ArchConfig, "macs", lambda arch, image_size, num_classes: 1)
     monkeypatch.setattr(ArchConfig, "params", lambda arch, num_classes: 1)
     nets = [arch for arch in archs(2000) if sum(arch.depths) == 14][:10]
-    assert "nothing free to beat" in scoring.sheet(compare(tmp_path, *correlated(10), nets))
+    assert "nothing free to beat" in scoring.report_markdown(compare(tmp_path, *correlated(10), nets))
 
 
 # The plot
@@ -343,8 +344,8 @@ def test_plot_shows_accuracies_left_and_ranks_right_with_metrics_and_units(tmp_p
     assert np.allclose(left.collections[0].get_offsets(), np.stack([true / 100, submitted], axis=1))
     ranks = [average_ranks(-accuracies) for accuracies in (true, submitted)]
     assert np.allclose(right.collections[0].get_offsets(), np.stack(ranks, axis=1))
-    assert f"{result.row('supernet').pearson.value:.3f}" in left.get_title()
-    assert f"{result.row('supernet').kendall.value:.3f}" in right.get_title()
+    assert f"{result.agreement('supernet').pearson.value:.3f}" in left.get_title()
+    assert f"{result.agreement('supernet').kendall.value:.3f}" in right.get_title()
     assert "(fraction)" in left.get_xlabel() and "(%)" in left.get_ylabel()
     assert "rank" in right.get_xlabel() and "rank" in right.get_ylabel()
 

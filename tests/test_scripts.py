@@ -10,7 +10,7 @@ import pytest
 from commands import (DIGITS, LARGEST, NARROW, ROOT, SMALL, SMALLEST, UNTIED, call, good, image_folder, listing, run,
                       write_list)
 
-from resnet48.arch import POOL
+from resnet48.space.arch import PUBLISHED
 
 RECIPES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "configs", "*.yaml")))
 
@@ -47,7 +47,7 @@ def some_archs(tmp_path_factory):
     """A list whose keys are in no order and whose codes have 51 or 52 digits."""
     path = str(tmp_path_factory.mktemp("list") / "some.json")
     rng = np.random.default_rng(3)
-    codes = [SMALLEST, "1" + LARGEST, *("1" + POOL.sample(rng).code for _ in range(4))]
+    codes = [SMALLEST, "1" + LARGEST, *("1" + PUBLISHED.sample(rng).code for _ in range(4))]
     with open(path, "w") as file:
         json.dump({f"arch{key}": {"acc": 0.0, "arch": code} for key, code in zip((3, 12, 1, 7, 2, 5), codes)}, file)
     return path
@@ -109,7 +109,8 @@ def test_every_recipe_runs_at_small_size(tmp_path, photos, supernet, recipe):
     if "standalone" in recipe:
         good(call("pretrain.py", "run", "--arch", SMALLEST, *words))
     else:
-        good(call("train_supernet.py", "run", *words, *(("--pretrained", supernet) if recipe in ("demo.yaml", "fixed_teacher.yaml") else ())))
+        good(call("train_supernet.py", "run", *words,
+                  *(("--pretrained", supernet) if recipe in ("demo.yaml", "fixed_teacher.yaml") else ())))
     assert {"final.pdparams", "final.pdopt", "config.yaml", "metrics.csv"} <= set(os.listdir(tmp_path / "run"))
 
 
@@ -261,13 +262,16 @@ def test_verify_tells_the_checkpoint_of_a_submission_from_another(tmp_path, phot
 
 
 def test_an_exported_subnet_gives_the_logits_of_the_calibrated_subnet(tmp_path, photos, supernet):
-    from resnet48 import checkpoint, data, evaluate as evaluation, models
-    from resnet48.arch import ArchConfig
+    from resnet48.evaluation import accuracy as evaluation
+    from resnet48.images import datasets
+    from resnet48.nets import supernet as supernets
+    from resnet48.space.arch import ArchConfig
+    from resnet48.training import checkpoint
     good(call("eval_supernet.py", "export", "--checkpoint", supernet, "--arch", SMALLEST, "--image_dir", photos,
               "--image_size", 32, "--calib_images", 8, "--output", tmp_path / "subnet"))
-    net = checkpoint.build_supernet(checkpoint.read(supernet))
-    subnet = models.extract(net, ArchConfig.parse(SMALLEST, net.space))
-    evaluation.calibrate_alone(subnet, evaluation.calibration_images(data.load(photos, 32), 8, seed=0))
+    net = checkpoint.build_supernet(checkpoint.load(supernet))
+    subnet = supernets.extract(net, ArchConfig.parse(SMALLEST, net.space))
+    evaluation.calibrate_alone(subnet, evaluation.calibration_images(datasets.load(photos, 32), 8, seed=0))
     subnet.eval()
     images = paddle.randn([2, 3, 32, 32])
     exported = paddle.jit.load(str(tmp_path / "subnet"))

@@ -10,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from resnet48 import files, submission
-from resnet48.arch import FULL, POOL
-from resnet48.errors import UserError
+from resnet48.ranking import submission
+from resnet48.space import arch_list
+from resnet48.space.arch import FULL, PUBLISHED
+from resnet48.system import files
+from resnet48.system.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -49,7 +51,7 @@ class Road:
         self.list = save(folder / "list.json", form())
         self.checkpoint = save(folder / "final.pdparams", "weights")
         self.submission = str(folder / "submission.json")
-        submission.write(self.submission, submission.read_list(self.list), [71.5, 70.25, 73.0])
+        submission.write_accuracies(self.submission, submission.read_list(self.list), [71.5, 70.25, 73.0])
         self.state()
 
     def state(self, partial=False):
@@ -93,7 +95,7 @@ def test_list_is_read_in_the_space_that_is_given(tmp_path, narrow):
     path = save(tmp_path / "list.json", {"a": {"acc": 0.0, "arch": narrow.largest().code}})
     assert submission.read_list(path, narrow)[0].arch == narrow.largest()
     outside_pool = save(tmp_path / "wide.json", {"a": {"acc": 0.0, "arch": FULL.smallest().code}})
-    assert "'a'" in refusal(submission.read_list, outside_pool, POOL)
+    assert "'a'" in refusal(submission.read_list, outside_pool, PUBLISHED)
 
 
 def test_published_list_is_read(published):
@@ -153,7 +155,7 @@ def test_submission_has_keys_order_and_code_strings_of_the_list_and_accuracies_i
     listed = {"z": {"acc": 0.0, "arch": "1" + CODES[0]}, "a": {"acc": 0.0, "arch": CODES[1]}}
     entries = submission.read_list(save(tmp_path / "list.json", listed))
     path = tmp_path / "new" / "submission.json"
-    submission.write(str(path), entries, np.array([93.4, 7]))
+    submission.write_accuracies(str(path), entries, np.array([93.4, 7]))
     text = path.read_text()
     assert text == f'{{"z": {{"acc": 93.4, "arch": "1{CODES[0]}"}}, "a": {{"acc": 7.0, "arch": "{CODES[1]}"}}}}'
 
@@ -161,8 +163,8 @@ def test_submission_has_keys_order_and_code_strings_of_the_list_and_accuracies_i
 def test_accuracies_survive_writing_and_reading_to_the_last_digit(tmp_path):
     entries = submission.read_list(save(tmp_path / "list.json", form()))
     accuracies = [100 * count / 320 for count in (1, 213, 319)]
-    submission.write(str(tmp_path / "s.json"), entries, accuracies)
-    assert submission.read(str(tmp_path / "s.json"), "submission") == (entries, accuracies)
+    submission.write_accuracies(str(tmp_path / "s.json"), entries, accuracies)
+    assert arch_list.read_accuracies(str(tmp_path / "s.json"), "submission") == (entries, accuracies)
 
 
 @pytest.mark.parametrize("accuracies", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0], [], [1.0, 2.0, math.nan],
@@ -171,14 +173,14 @@ def test_wrong_accuracies_are_refused_and_an_older_submission_stays(tmp_path, ac
     entries = submission.read_list(save(tmp_path / "list.json", form()))
     path = save(tmp_path / "s.json", "older")
     with pytest.raises(ValueError):
-        submission.write(path, entries, accuracies)
+        submission.write_accuracies(path, entries, accuracies)
     assert open(path).read() == "older" and sorted(os.listdir(tmp_path)) == ["list.json", "s.json"]
 
 
 def test_submission_that_cannot_be_written_is_a_clear_error_and_leaves_nothing(tmp_path):
     entries = submission.read_list(save(tmp_path / "list.json", form()))
     (tmp_path / "s.json").mkdir()
-    assert "s.json" in refusal(submission.write, str(tmp_path / "s.json"), entries, [1.0, 2.0, 3.0])
+    assert "s.json" in refusal(submission.write_accuracies, str(tmp_path / "s.json"), entries, [1.0, 2.0, 3.0])
     assert sorted(os.listdir(tmp_path)) == ["list.json", "s.json"]
 
 
@@ -212,17 +214,17 @@ def test_manifest_takes_digests_that_were_computed_before(road):
 
 
 def test_space_image_size_and_classes_of_a_submission_come_from_its_manifest(road):
-    assert submission.net_of(road.submission) == (NARROW, 33, 10)
+    assert submission.read_manifest_net(road.submission) == (NARROW, 33, 10)
 
 
 def test_submission_without_manifest_counts_as_from_the_official_net():
-    assert submission.net_of("nowhere.json") == (FULL, 224, 1000)
+    assert submission.read_manifest_net("nowhere.json") == (FULL, 224, 1000)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"net": 3}', '{"net": {"space": "full"}}', "torn"])
 def test_manifest_that_names_no_net_is_a_clear_error(road, text):
     path = save(road.folder / "submission.manifest.json", text)
-    assert path in refusal(submission.net_of, road.submission)
+    assert path in refusal(submission.read_manifest_net, road.submission)
 
 
 def test_counts_behind_the_accuracies_are_kept_beside_the_submission(road):
@@ -368,6 +370,6 @@ def test_verify_refuses_files_that_cannot_be_read(road):
 
 
 def test_reading_and_scoring_import_neither_paddle_nor_pyplot():
-    code = "import sys, resnet48.submission, resnet48.score\n" \
+    code = "import sys, resnet48.ranking.submission, resnet48.ranking.score\n" \
            "assert not {'paddle', 'matplotlib.pyplot'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -11,16 +11,17 @@ from commands import PATIENCE, image_folder
 from conftest import ROOT
 from PIL import Image
 from small_runs import SETTINGS, STANDALONE, fit
-from test_batches import run, same
+from test_loader import run, same
 
-from resnet48 import cache, data, train, views
-from resnet48.errors import UserError
+from resnet48.images import cache, datasets, transforms
+from resnet48.system.errors import UserError
+from resnet48.training import loop
 
 SIZE = 8
 
 
 def images(folder):
-    return data.load(str(folder), SIZE)
+    return datasets.load(str(folder), SIZE)
 
 
 @pytest.fixture
@@ -44,27 +45,27 @@ def test_a_kept_image_is_the_whole_image_with_a_short_side_of_two_image_sizes(fo
 
 
 def test_a_small_image_is_kept_as_it_is():
-    assert views.shrunk_size((20, 9), 16) == (20, 9) and views.shrunk_size((500, 375), 128) == (171, 128)
+    assert transforms.shrunk_size((20, 9), 16) == (20, 9) and transforms.shrunk_size((500, 375), 128) == (171, 128)
 
 
 def test_kept_images_are_mapped_and_made_once(folder, tmp_path, monkeypatch):
     first = kept(folder, tmp_path)
     assert isinstance(first.train.images.pixels, np.memmap)
-    monkeypatch.setattr(views, "shrunk", lambda *_: pytest.fail("shrunk again"))
+    monkeypatch.setattr(transforms, "shrunk", lambda *_: pytest.fail("shrunk again"))
     assert same(run(kept(folder, tmp_path)), run(first))
 
 
 SLOWLY = """
 import hashlib, sys, time
-from resnet48 import cache, data, views
-count, real = 0, views.shrunk
+from resnet48.images import cache, datasets, transforms
+count, real = 0, transforms.shrunk
 def shrunk(*given):
     global count
     count += 1
     time.sleep(0.05)
     return real(*given)
-views.shrunk = shrunk
-train = cache.for_training(data.load(sys.argv[1], 8, cache_dir=sys.argv[2])).train
+transforms.shrunk = shrunk
+train = cache.for_training(datasets.load(sys.argv[1], 8, cache_dir=sys.argv[2])).train
 print(count, hashlib.sha256(train.images.pixels.tobytes()).hexdigest())
 """
 
@@ -83,14 +84,14 @@ def test_batches_from_kept_images_are_the_same_for_any_number_of_workers(folder,
 
 @pytest.mark.parametrize("train_cache", [False, True])
 def test_a_training_keeps_images_with_the_setting_and_nothing_without_it(folder, tmp_path, train_cache):
-    found = data.load(str(folder), 16, workers=0, cache_dir=str(tmp_path / "cache"))
+    found = datasets.load(str(folder), 16, workers=0, cache_dir=str(tmp_path / "cache"))
     config = replace(SETTINGS, max_epoch=1, save_dir=str(tmp_path / "run"), train_cache=train_cache)
     fit(STANDALONE, config, image_set=found)
     assert os.path.exists(tmp_path / "cache") == train_cache
 
 
 def test_built_in_images_which_are_in_memory_are_kept_nowhere(tmp_path):
-    found = data.load(cache_dir=str(tmp_path / "cache"))
+    found = datasets.load(cache_dir=str(tmp_path / "cache"))
     assert cache.for_training(found) is found and not os.path.exists(tmp_path / "cache")
 
 
@@ -127,6 +128,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, tmp_path, monkey
 def test_the_setting_without_a_folder_is_an_error_that_says_so(tmp_path):
     for refused in (cache.require_folder, cache.for_training):
         with pytest.raises(UserError, match="--train_cache needs --cache_dir"):
-            refused(data.load())
+            refused(datasets.load())
     with pytest.raises(UserError, match="--train_cache needs --cache_dir"):
-        train.require_runnable(data.load(), replace(SETTINGS, save_dir=str(tmp_path), train_cache=True))
+        loop.require_runnable(datasets.load(), replace(SETTINGS, save_dir=str(tmp_path), train_cache=True))

@@ -4,10 +4,11 @@ import numpy as np
 import paddle
 import pytest
 
-from resnet48 import checkpoint, data
-from resnet48.arch import FULL
-from resnet48.checkpoint import CheckpointError
-from resnet48.models import Supernet
+from resnet48.images import datasets
+from resnet48.nets.supernet import Supernet
+from resnet48.space.arch import FULL
+from resnet48.training import checkpoint
+from resnet48.training.checkpoint import CheckpointError
 
 
 def small_supernet(classes=3):
@@ -49,7 +50,7 @@ def test_foreign_weights_become_a_net(tmp_path):
     foreign.update({"ofa_teacher_model." + name: value + 1 for name, value in foreign.items()})
     path = save_foreign(tmp_path / "official.pdparams", foreign)
     (tmp_path / "official.json").write_text('["a file of somebody else"]')
-    assert same(values(checkpoint.build(checkpoint.read(path))), values(net))
+    assert same(values(checkpoint.build(checkpoint.load(path))), values(net))
 
 
 @pytest.mark.parametrize("precision", ["float16", "float64"])
@@ -57,7 +58,7 @@ def test_weights_of_another_precision_are_converted(tmp_path, precision):
     net = small_supernet()
     weights = {name: value.astype(precision) for name, value in values(net).items()}
     path = save_foreign(tmp_path / "net.pdparams", weights)
-    for name, value in values(checkpoint.build(checkpoint.read(path))).items():
+    for name, value in values(checkpoint.build(checkpoint.load(path))).items():
         assert value.dtype == np.float32 and np.allclose(value, values(net)[name], atol=1e-2), name
 
 
@@ -82,7 +83,7 @@ def test_weights_that_do_not_fit_are_one_clear_sentence(change, message):
 def test_another_number_of_classes_is_said_in_these_words():
     with pytest.raises(CheckpointError, match="it was trained on 5 classes, not on 3"):
         checkpoint.load_weights(small_supernet(3), values(small_supernet(5)), "some.pdparams")
-    images = data.ImageSet("my photos", ("a", "b"), None, None, 32)
+    images = datasets.ImageSet("my photos", ("a", "b"), None, None, 32)
     with pytest.raises(CheckpointError, match="some.pdparams is for 3 classes, but my photos has 2"):
         checkpoint.require_classes(small_supernet(3), images, "some.pdparams")
 
@@ -98,11 +99,11 @@ def test_a_file_that_is_no_checkpoint_is_one_clear_sentence(tmp_path, content):
     path = tmp_path / "weights.pdparams"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"^{path} (is not a Paddle checkpoint|does not hold)") as error:
-        checkpoint.read(str(path))
+        checkpoint.load(str(path))
     assert "\n" not in str(error.value)
 
 
 def test_a_path_without_a_checkpoint_is_one_clear_sentence(tmp_path):
     for path in (tmp_path, tmp_path / "absent", tmp_path / "absent.pdparams"):
         with pytest.raises(CheckpointError, match=f"^there is no checkpoint at {path}; expected is"):
-            checkpoint.read(str(path))
+            checkpoint.load(str(path))

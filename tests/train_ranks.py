@@ -10,9 +10,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from resnet48 import batches, data, objectives, optim, runtime, sampling  # noqa: E402
-from resnet48.arch import FULL  # noqa: E402
-from resnet48.models import ResNet48, Supernet  # noqa: E402
+from resnet48.images import datasets, loader  # noqa: E402
+from resnet48.nets.supernet import ResNet48, Supernet  # noqa: E402
+from resnet48.space.arch import FULL  # noqa: E402
+from resnet48.system import runtime  # noqa: E402
+from resnet48.training import objectives, optim, samplers  # noqa: E402
 
 import paddle  # noqa: E402
 
@@ -20,24 +22,24 @@ STEPS = 5
 
 
 def main(kind, global_batch, output):
-    rank, ranks = runtime.rank(), runtime.ranks()
+    rank, world_size = runtime.rank(), runtime.world_size()
     runtime.seed_everything(rank)  # different on every rank, so that the weights of rank 0 have to be shared
     space = FULL.narrowed((4, 8, 16, 32), 1)
-    images = data.load(workers=0)
+    images = datasets.load(workers=0)
     net, objective = (Supernet(space, 10), objectives.InPlaceDistillation()) if kind == "sandwich" else \
         (ResNet48(space.largest(), 10), objectives.Standalone())
     for name, parameter in net.named_parameters():
         if name.endswith("bn2.weight"):  # without batch statistics the features of 23 blocks would grow out of bounds
             parameter.set_value(paddle.full_like(parameter, 0.2))
-    runtime.same_everywhere(net.state_dict().values())
+    runtime.broadcast_from_rank0(net.state_dict().values())
     net.eval()
     optimizer = optim.make_optimizer(net, weight_decay=1e-4)
     optimizer.set_lr(0.01)
-    batch_size = global_batch // ranks
-    taken = batches.batches(images, 0, STEPS, batch_size, 0, rank, ranks, print)
+    batch_size = global_batch // world_size
+    taken = loader.batches(images, 0, STEPS, batch_size, 0, rank, world_size, print)
     for step, (pixels, labels) in enumerate(taken):
-        archs = sampling.sandwich(space, 0, step, STEPS, 3)
-        objective.step(net, archs, data.normalize(pixels).astype("float64"), labels, objectives.Gradients(net))
+        archs = samplers.sandwich(space, 0, step, STEPS, 3)
+        objective.step(net, archs, datasets.normalize(pixels).astype("float64"), labels, objectives.Gradients(net))
         runtime.average_gradients(optim.trainable(net), False)
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)

@@ -1,0 +1,187 @@
+"""How good a subnet is: batch-norm statistics of its own, then correct answers counted on the validation images."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import paddle
+
+from ..images import cache, datasets
+from ..images.datasets import normalize
+from ..nets import layers
+from ..nets.supernet import ResNet48, Supernet
+from ..space.arch import ArchConfig, SearchSpace
+from ..system import runtime
+
+VALIDATED_RANDOM_ARCHS = 2
+
+
+@paddle.no_grad()
+def calibrate(net: Supernet, arch: ArchConfig, pixels: np.ndarray) -> layers.Statistics:
+    """Batch-norm statistics of one subnet, exact over all of `pixels` (uint8 [N, 3, S, S]), layer after layer.
+
+    The images are training images under the evaluation transform, run as one batch: a layer's mean and variance are
+    those of the whole set, given the exact statistics of the layers before. (Recomputing the statistics of a subnet:
+    arXiv 1903.05134, section 3.2.)
+    """
+    statistics = layers.Statistics()
+    net(normalize(paddle.to_tensor(pixels)), arch, norm=statistics.measure)
+    return statistics
+
+
+@paddle.no_grad()
+def count_correct(forward: Callable[[paddle.Tensor], paddle.Tensor], pixels: np.ndarray, labels: np.ndarray,
+                  batch_size: int) -> np.ndarray:
+    """How many images have their label as the first, and among the first five, of the logits: int64 [2].
+
+    forward: float32 [N, 3, S, S] to logits [N, classes]; pixels: uint8 [N, 3, S, S]; labels: int64 [N].
+    """
+    counts = np.zeros(2, "int64")
+    for first in range(0, len(labels), batch_size):
+        part = slice(first, first + batch_size)
+        logits = forward(normalize(paddle.to_tensor(pixels[part])))
+        counts += hits(logits, paddle.to_tensor(labels[part])).numpy()
+    return counts
+
+
+def hits(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+    """Top-1 and top-5 hits of a batch as an int64 tensor [2]; with fewer than five classes all of them are the top.
+
+    logits: [N, classes]; labels: int64 [N].
+    """
+    best = paddle.topk(logits, min(5, logits.shape[1]), axis=1)[1] == labels.unsqueeze(1)
+    return paddle.stack([best[:, 0].astype("int64").sum(), best.astype("int64").sum()])
+
+
+@paddle.no_grad()
+def calibrate_alone(net: ResNet48, pixels: np.ndarray | None) -> None:
+    """Give a standalone net running statistics that are exact over `pixels` (uint8 [N, 3, S, S]).
+
+    None leaves those that it has.
+    """
+    if pixels is None:
+        return
+    statistics = layers.Statistics()
+    net(normalize(paddle.to_tensor(pixels)), norm=statistics.measure)
+    statistics.store()
+
+
+def subnet(net: Supernet, arch: ArchConfig,
+           calibration: np.ndarray | None) -> Callable[[paddle.Tensor], paddle.Tensor]:
+    """A function from images to the logits of one subnet of a net in evaluation mode, as `count_correct` takes it.
+
+    calibration: uint8 [N, 3, S, S] for `calibrate`, or None to inherit the running statistics inside the net.
+    """
+    norm = layers.batch_norm if calibration is None else calibrate(net, arch, calibration).apply
+    return lambda x: net(x, arch, norm=norm)
+
+
+def one_by_one(net: Supernet, archs: Iterable[ArchConfig], calibration: np.ndarray | None, pixels: np.ndarray,
+               labels: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield the counts [2] of each arch, each run on its own: the plain reference for every faster way.
+
+    calibration: as for `subnet`; pixels, labels, batch_size: as for `count_correct`.
+    """
+    net.eval()
+    for arch in archs:
+        yield count_correct(subnet(net, arch, calibration), pixels, labels, batch_size)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which images an evaluation uses, chosen once: validation, calibration are int64 indices into the two splits.
+
+    Both are balanced over the classes, so that every chunk of the validation images is a fair sample.
+    """
+
+    images: datasets.ImageSet
+    validation: np.ndarray
+    calibration: np.ndarray
+
+    @classmethod
+    def of(cls, images: datasets.ImageSet, val_images: int | None, calib_images: int, seed: int) -> "Sample":
+        """A pure function of the arguments. val_images: None for all; calib_images: 0 to inherit statistics."""
+        count = len(images.val) if val_images is None else val_images
+        return cls(images, datasets.balanced_sample(images.val.labels, count, seed),
+                   datasets.balanced_sample(images.train.labels, calib_images, seed))
+
+    @cached_property
+    def validation_images(self) -> tuple[np.ndarray, np.ndarray]:
+        """The validation images and their labels, decoded once: (uint8 [N, 3, S, S], int64 [N]).
+
+        Raises `datasets.BadImage`; fewer than asked for where unreadable ones are left out.
+        """
+        return cache.decoded(self.images, self.images.val, self.validation, "validation images")
+
+    @cached_property
+    def calibration_images(self) -> np.ndarray | None:
+        """The calibration images, decoded once: uint8 [N, 3, S, S], or None where there are to be none.
+
+        Raises `datasets.BadImage`.
+        """
+        if not len(self.calibration):
+            return None
+        return cache.decoded(self.images, self.images.train, self.calibration, "calibration images")[0]
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """What the validation and the calibration images depend on, see `cache.fingerprint`."""
+        size, skip_bad = self.images.size, self.images.skip_bad
+        return {"validation": cache.fingerprint(self.images.val, self.validation, size, skip_bad),
+                "calibration": cache.fingerprint(self.images.train, self.calibration, size, skip_bad)
+                if len(self.calibration) else None}
+
+
+def calibration_images(images: datasets.ImageSet, count: int, seed: int) -> np.ndarray | None:
+    """uint8 [count, 3, S, S], the calibration images of a `Sample`; None for a count of 0."""
+    return Sample.of(images, 0, count, seed).calibration_images
+
+
+@dataclass(frozen=True)
+class Validation:
+    """This rank's share of the validation images, decoded. pixels: uint8 [n, 3, S, S]; labels: int64 [n]."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    batch_size: int
+
+    @classmethod
+    def of(cls, images: datasets.ImageSet, batch_size: int) -> "Validation":
+        """Raises `datasets.BadImage`."""
+        share = range(runtime.rank(), len(images.val), runtime.world_size())
+        return cls(*cache.decoded(images, images.val, share, "validation images"), batch_size)
+
+    def accuracy(self, forward: Callable[[paddle.Tensor], paddle.Tensor]) -> float:
+        """Top-1 in percent over all ranks' shares."""
+        counts = count_correct(forward, self.pixels, self.labels, self.batch_size)
+        correct, images = runtime.all_reduce_sum([counts[0], len(self.labels)])
+        return 100 * correct / images
+
+
+def validate_standalone(images: datasets.ImageSet, batch_size: int) -> Callable[[ResNet48], dict[str, float]]:
+    """The `validate` of `loop.fit` for one net on its own: its accuracy with the running statistics."""
+    validation = Validation.of(images, batch_size)
+
+    def validate(net):
+        net.eval()
+        return {"val": validation.accuracy(net)}
+
+    return validate
+
+
+def validate_supernet(images: datasets.ImageSet, space: SearchSpace, calib_images: int, seed: int,
+                      batch_size: int) -> Callable[[Supernet], dict[str, float]]:
+    """The `validate` of `loop.fit` for a supernet: the largest, the smallest and a few fixed archs of the space.
+
+    Each is calibrated on the images that `calibration_images` gives; with calib_images of 0 it inherits the statistics.
+    """
+    rng = np.random.default_rng(0)
+    archs = {"largest": space.largest(), "smallest": space.smallest(),
+             **{f"random{i + 1}": space.sample(rng) for i in range(VALIDATED_RANDOM_ARCHS)}}
+    validation, calibration = Validation.of(images, batch_size), calibration_images(images, calib_images, seed)
+
+    def validate(net):
+        net.eval()
+        return {name: validation.accuracy(subnet(net, arch, calibration)) for name, arch in archs.items()}
+
+    return validate

@@ -1,0 +1,217 @@
+"""The evaluator: every arch of a list on every validation image, over the tree, in pieces that are never lost.
+
+First the statistics of every node, once and for all (recomputing them for every chunk would cost as many forward passes
+again as there are calibration images in a chunk's; stored they are 2.2 GB for the published list, read once a chunk).
+Then chunks of images, each walked over the whole tree.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import paddle
+
+from ..images import datasets
+from ..nets import conv_algorithms, layers
+from ..nets.supernet import Supernet
+from ..space.arch import ArchConfig, SearchSpace
+from ..space.arch_list import Entry
+from ..system import machine, runtime
+from ..system.errors import UserError
+from . import accuracy, prefix_tree, tree_forward
+from .accuracy import Sample, hits
+from .journal import Journal, run_tasks
+
+ARCHS_PER_SHARD = 500  # the published list then costs 0.2 % more blocks than in one piece
+SECONDS_PER_TASK = 60  # aimed at; what an interruption may cost
+FLOPS_GUESS = {"cpu": 5e10, "gpu": 1e13}  # per core or device and second, to choose a chunk before anything ran
+SMALLEST_CHUNK = 16  # images; smaller ones leave a device idle
+DENSE_FROM = 200  # archs times chunks: fewer do not repay laying weights out as dense matrices
+RATE_ARCHS = 20  # walked to measure a rate
+SHARE_OF_MEMORY = 0.25  # of the machine's, divided among its processes
+DTYPES = {"none": "float32", "fp16": "float16", "bf16": "bfloat16"}  # `amp` of a journal's inputs -> of the tensors
+
+
+def open_journal(root: str, digest: str, entries: Sequence[Entry], steps: Sequence[prefix_tree.Step], net: Supernet,
+                 sample: Sample, precision: str = "fp32", chunk: int | None = None, fresh: bool = False) -> Journal:
+    """The `journal.Journal` of this evaluation below `root`.
+
+    digest: SHA-256 of the weights; steps: `prefix_tree.traversal` of the entries' archs; precision of the computation:
+    fp32, fp16 or bf16; chunk: images walked through the tree at once, None to choose; fresh: forget what was done
+    before.
+
+    Raises `UserError` for `fresh` in one of several processes, each of which would forget the others' work.
+    """
+    if fresh and runtime.world_size() > 1:
+        raise UserError(f"--fresh is for one process, not for {runtime.world_size()}: delete {root} and go without it")
+    images, amp = sample.images, "none" if precision == "fp32" else precision
+    inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": amp,
+              **sample.fingerprints()}
+    shards = -(-len(entries) // ARCHS_PER_SHARD)
+    # Fewer than asked for where unreadable ones are left out.
+    count = len(sample.validation_images[1]) if images.skip_bad else len(sample.validation)
+    chunk = chunk or choose_chunk(tree_forward.cost(steps, images.size, net.num_classes), shards, count)
+    return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards, fresh)
+
+
+def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.Step],
+                  sample: Sample) -> tuple[np.ndarray, int]:
+    """Do what is left of a journal's pieces, together with whoever else works on it; `Journal.counts` of all of them.
+
+    steps, sample: as for `open_journal`. Raises `UserError` if pieces have been deleted meanwhile.
+    """
+    net.eval()
+    share = runtime.rank(), runtime.world_size()
+    parts = prefix_tree.shards(steps, journal.plan["shards"])
+    pixels, labels = sample.validation_images
+    kept = int(_memory() * SHARE_OF_MEMORY / 2)
+    walks = len(steps) * len(journal.chunks())
+    dense_up_to = conv_algorithms.DENSE_UP_TO if walks >= DENSE_FROM else conv_algorithms.DENSE_ONCE_UP_TO
+    calibration = sample.calibration_images
+    if calibration is not None:
+        weights = tree_forward.SlicedWeightCache(net, kept, dense_up_to=dense_up_to)
+
+        def measure(task):
+            recording = tree_forward.RecordingStatistics()
+            tree_forward.forward_tree(weights, parts[task.shard],
+                                      datasets.normalize(paddle.to_tensor(np.array(calibration))), recording)
+            journal.write(task, recording.values())
+
+        tasks = _left(journal, journal.statistics_tasks(), "statistics")
+        for _ in runtime.progress(run_tasks(journal, tasks, measure, share), len(tasks), "statistics"):
+            pass
+    weights = tree_forward.SlicedWeightCache(net, kept, DTYPES[journal.plan["inputs"]["amp"]], dense_up_to)
+
+    def count(task):
+        chunk = slice(task.first, task.last)
+        norm = layers.batch_norm if calibration is None else \
+            tree_forward.ReplayedStatistics(journal.read(journal.statistics_tasks()[task.shard], mapped=True))
+        journal.write(task, count_chunk(weights, parts[task.shard], pixels[chunk], labels[chunk], norm))
+
+    tasks = _left(journal, journal.counts_tasks(), "counts")
+    for _ in runtime.progress(run_tasks(journal, tasks, count, share), len(tasks), "pieces"):
+        pass
+    counts, total = journal.counts()
+    if total < len(labels):
+        raise UserError(f"pieces in {journal.folder} have been deleted meanwhile; the same command makes them again")
+    return counts, total
+
+
+def count_chunk(weights: tree_forward.SlicedWeightCache, steps: Sequence[prefix_tree.Step], pixels: np.ndarray,
+                labels: np.ndarray, norm: Callable) -> np.ndarray:
+    """Hits of the archs of a walk on some images: int64 [archs, 3], the index in the list, top-1 and top-5.
+
+    pixels: uint8 [N, 3, S, S]; labels: int64 [N]; norm: as for `tree_forward.forward_tree`.
+    """
+    labels, found = paddle.to_tensor(labels), []
+    tree_forward.forward_tree(weights, steps, datasets.normalize(paddle.to_tensor(np.array(pixels))), norm,
+                              lambda _, logits: found.append(hits(logits, labels)))
+    counts = paddle.stack(found).numpy()  # the only wait for the device
+    return np.concatenate([np.array([[step.leaf] for step in steps]), counts], axis=1)
+
+
+def choose_chunk(cost: tree_forward.Cost, shards: int, images: int) -> int:
+    """Images per chunk: what fits into memory and takes about a minute per piece. cost: of the whole walk."""
+    device = "gpu" if paddle.device.get_device().startswith("gpu") else "cpu"
+    rate = FLOPS_GUESS[device] * (int(os.environ.get("OMP_NUM_THREADS", 1)) if device == "cpu" else 1)
+    by_time = SECONDS_PER_TASK * rate * shards / (2 * cost.macs)
+    by_memory = _memory() * SHARE_OF_MEMORY / cost.path_bytes
+    return int(max(1, min(images, by_memory, max(SMALLEST_CHUNK, by_time))))
+
+
+def _memory():
+    """Bytes that one process of this machine may count on."""
+    if paddle.device.get_device().startswith("gpu"):
+        return paddle.device.cuda.get_device_properties().total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / machine.local_ranks(os.environ)
+
+
+def _left(journal, tasks, what):
+    left = [task for task in tasks if not journal.has(task)]
+    if len(left) < len(tasks):
+        runtime.log_main(f"{what}: {len(tasks) - len(left)} of {len(tasks)} pieces are there already")
+    return left
+
+
+def counts_one_by_one(net: Supernet, archs: Sequence[ArchConfig], sample: Sample,
+                      batch_size: int) -> tuple[np.ndarray, int]:
+    """The same counts by the plain reference, each arch on its own: (int64 [archs, 2], number of images).
+
+    batch_size: validation images at a time.
+    """
+    pixels, labels = sample.validation_images
+    counts = accuracy.one_by_one(net, archs, sample.calibration_images, pixels, labels, batch_size)
+    return np.array(list(runtime.progress(counts, len(archs), "subnets"))), len(labels)
+
+
+def measured_rate(archs: Sequence[ArchConfig], image_size: int, num_classes: int, space: SearchSpace) -> float:
+    """FLOP per second of this process on a walk over a few of the archs, with weights that mean nothing."""
+    steps = prefix_tree.traversal(archs[:RATE_ARCHS])
+    net = Supernet(space, num_classes)
+    net.eval()
+    images = paddle.randn([max(SMALLEST_CHUNK, min(256, 256 * 64 // image_size ** 2)), 3, image_size, image_size])
+    weights = tree_forward.SlicedWeightCache(net, _memory() * SHARE_OF_MEMORY / 2)
+    for _ in range(2):  # the first time lays out weights
+        started = time.perf_counter()
+        tree_forward.forward_tree(weights, steps, images, layers.batch_norm, lambda _, logits: float(logits[0, 0]))
+    flops = 2 * tree_forward.cost(steps, image_size, num_classes).macs * images.shape[0]
+    return flops / (time.perf_counter() - started)
+
+
+def plan_text(archs: Sequence[ArchConfig], image_size: int, images: int, num_classes: int, space: SearchSpace,
+              chunk: int | None, ranks: int, calib_images: int, rate: float | None = None) -> str:
+    """What an evaluation would cost, as text.
+
+    image_size: in pixels; images, calib_images: how many; chunk: images at once, None to choose; ranks: processes;
+    rate: FLOP per second of one process, measured if not given.
+    """
+    steps = prefix_tree.traversal(archs)
+    whole, single = tree_forward.cost(steps, image_size, num_classes), prefix_tree.separate_macs(archs, image_size,
+                                                                                                 num_classes)
+    shards = -(-len(archs) // ARCHS_PER_SHARD)
+    parts = [tree_forward.cost(part, image_size, num_classes) for part in prefix_tree.shards(steps, shards)]
+    chunk = chunk or choose_chunk(whole, shards, images)
+    measured = "" if rate else ", measured on a few of these archs"
+    rate = rate or measured_rate(archs, image_size, num_classes, space)
+    macs = sum(part.macs for part in parts)
+    seconds = 2 * macs * (images + calib_images) / rate / ranks
+    chunks = -(-images // chunk)
+    return "\n".join((
+        f"{len(archs)} archs at {image_size} px, {num_classes} classes",
+        f"nodes of the tree             {whole.nodes}",
+        f"GMACs per image and subnet    {single / len(archs) / 1e9:.4f} alone, {whole.macs / len(archs) / 1e9:.4f} "
+        f"shared, a factor of {single / whole.macs:.3f}",
+        f"shards, chunks, pieces        {shards}, {chunks} of up to {chunk} images, {shards * chunks}; cutting into "
+        f"shards costs {macs / whole.macs - 1:.2%} more",
+        f"FLOPs                         {2 * macs * images:.3g} for {images} images, {2 * macs * calib_images:.3g} for "
+        f"{calib_images} calibration images",
+        f"at {rate / 1e9:.4g} GFLOP/s x {ranks}         {_duration(seconds)}{measured}",
+        f"memory per process            {whole.path_bytes * chunk / 1e9:.2f} GB for a chunk, "
+        f"{whole.path_bytes * calib_images / 1e9:.2f} GB for calibration, and weights",
+        f"disk                          {whole.statistics_bytes / 1e9:.2f} GB statistics, "
+        f"{(images + calib_images) * 3 * image_size ** 2 / 1e9:.2f} GB decoded images, "
+        f"{24 * len(archs) * chunks / 1e9:.3f} GB counts"))
+
+
+def status_text(journal: Journal) -> str:
+    """How far an evaluation is, as text."""
+    chunks, done, tasks, rate = journal.progress()
+    counts, images = journal.counts()
+    left = ""
+    if rate and done < tasks:
+        left = f", {_duration((tasks - done) / rate)} left at {60 * rate:.1f} pieces per minute"
+    lines = [f"{journal.folder}: {len(journal.plan['codes'])} archs, {done} of {tasks} pieces ({done / tasks:.1%})"
+             f"{left}", f"{len(chunks)} of {len(journal.chunks())} chunks are done for all archs: {images} of "
+                        f"{journal.plan['images']} images"]
+    if images:
+        top1 = 100 * counts[:, 0] / images
+        lines.append(f"top-1 so far: mean {top1.mean():.2f} %, {top1.min():.2f} to {top1.max():.2f} %")
+    return "\n".join(lines)
+
+
+def _duration(seconds):
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"

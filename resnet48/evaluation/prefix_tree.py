@@ -1,0 +1,59 @@
+"""The archs of a list as a tree of nodes: what they share is computed once. No Paddle in here.
+
+A node is one of `nodes` with its widths, given all nodes before it: two archs share a node if their nets are the same
+up to there. Sorted by their nodes, archs with a common beginning stand together, so a depth-first walk over the tree is
+a walk along the sorted list that keeps, at each arch, what it has in common with the one before.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ..space.arch import ArchConfig
+
+
+class Step(NamedTuple):
+    """From one arch to the next: keep the first `kept` nodes of the path, go on with `added`, and there is arch `leaf`.
+
+    added: of `ArchConfig.nodes`, from the first where nothing is kept. leaf: index in the list.
+    """
+
+    kept: int
+    added: tuple
+    leaf: int
+
+
+def traversal(archs: Iterable[ArchConfig]) -> list[Step]:
+    """The steps of a depth-first walk that visits every arch of a list once. archs: tied `ArchConfig` objects."""
+    paths = sorted((arch.nodes(), index) for index, arch in enumerate(archs))
+    steps, before = [], ()
+    for path, index in paths:
+        kept = 0
+        while kept < min(len(before), len(path)) and before[kept] == path[kept]:
+            kept += 1
+        steps.append(Step(kept, path[kept:], index))
+        before = path
+    return steps
+
+
+def shards(steps: list[Step], count: int) -> list[list[Step]]:
+    """The walk in `count` parts of about equal length, each of which begins with a whole path of its own."""
+    count = max(1, min(count, len(steps)))
+    parts, path = [], ()
+    bounds = [len(steps) * i // count for i in range(count + 1)]
+    for first, last in zip(bounds, bounds[1:]):
+        part = []
+        for step in steps[first:last]:
+            path = path[:step.kept] + step.added
+            part.append(step if part else Step(0, path, step.leaf))
+        parts.append(part)
+    return parts
+
+
+def nodes(steps: list[Step]) -> int:
+    """How many nodes a walk computes."""
+    return sum(len(step.added) for step in steps)
+
+
+def separate_macs(archs: Iterable[ArchConfig], image_size: int, num_classes: int) -> int:
+    """Multiply-adds per image if every arch is run on its own."""
+    return sum(arch.macs(image_size, num_classes) for arch in archs)

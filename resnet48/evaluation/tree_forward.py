@@ -1,0 +1,141 @@
+"""The tree of a list of archs, walked for one batch of images: every shared block is computed once."""
+
+import collections
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ..nets import conv_algorithms, layers
+from ..nets.supernet import Supernet, forward_node
+from ..space.nodes import Head
+from . import prefix_tree
+
+BYTES = 4  # of a float32
+
+
+class Cost(NamedTuple):
+    """What a walk costs. macs: multiply-adds per image of the whole walk, classifiers included.
+
+    nodes: those that are computed. path_bytes: float32 activations per image that are alive at the worst point, the
+    image and all temporary ones included. statistics_bytes: mean and variance of every batch norm of every node.
+    """
+
+    macs: int
+    nodes: int
+    path_bytes: int
+    statistics_bytes: int
+
+
+def cost(steps: list[prefix_tree.Step], image_size: int, num_classes: int) -> Cost:
+    """The `Cost` of a walk over images of image_size pixels."""
+    macs = statistics = 0
+    image = 3 * image_size ** 2 * BYTES
+    most = 2 * image + image // BYTES  # while it is normalised
+    path = []  # (output size in pixels, bytes of the output) of each node
+    for step in steps:
+        del path[step.kept:]
+        for node in step.added:
+            size = path[-1][0] if path else image_size
+            found, size = node.layers(size), node.out_size(size)
+            macs += sum(conv.macs for conv in found)
+            statistics += sum(math.prod(shape) for conv in found for shape in conv.statistics().values()) * BYTES
+            # Beside the path, in which the output stands for the features that wait for the shortcut.
+            temporary = max(_temporary_values(conv) for conv in found) * BYTES
+            path.append((size, node.out_width * size ** 2 * BYTES))
+            most = max(most, image + sum(part for _, part in path) + temporary)
+        macs += sum(linear.macs for linear in Head(node.out_width, num_classes).layers())
+    return Cost(macs, prefix_tree.nodes(steps), most, statistics)
+
+
+def _temporary_values(conv):
+    """Values per image alive in a convolution or in its normalisation, without the input, at the worst point."""
+    return max(conv_algorithms.temporary_values(conv.in_width, conv.out_width, conv.kernel, conv.size),
+               3 * conv.out_width * conv.size ** 2)  # what the convolution gives and two steps of its normalisation
+
+
+class ReplayedStatistics:
+    """The statistics of every batch norm that a walk meets, in the order in which it meets them.
+
+    values: float32, mean then variance of one layer after the other; a walk over the same steps reads them in the order
+    in which `RecordingStatistics` wrote them.
+    """
+
+    def __init__(self, values: np.ndarray):
+        self.values, self.position = values, 0
+
+    def __call__(self, y, layer):
+        width = y.shape[1]
+        end = self.position + 2 * width
+        mean, variance = paddle.to_tensor(self.values[self.position:end]).reshape([2, width])
+        self.position = end
+        return layers.batch_norm_with(y, layer, mean, variance)
+
+
+class RecordingStatistics:
+    """Computes the statistics of each layer over the batch, as `layers.Statistics` does, and keeps them in order."""
+
+    def __init__(self):
+        self.parts = []
+
+    def __call__(self, y, layer):
+        mean, variance = layers.moments(y)
+        self.parts += [mean.numpy(), variance.numpy()]
+        return layers.batch_norm_with(y, layer, mean, variance)
+
+    def values(self) -> np.ndarray:
+        """What a `ReplayedStatistics` reads."""
+        return np.concatenate(self.parts)
+
+
+class SlicedWeightCache:
+    """Slices of the supernet's convolutions, laid out for the engine and kept for the next node that needs them.
+
+    bytes_kept: how much may be kept; the least recently used go first. dtype: of the computation. dense_up_to: see
+    `conv_algorithms.convolution`; fixed for a whole evaluation, because the layout shows in the last digits of the
+    logits.
+    """
+
+    def __init__(self, net: Supernet, bytes_kept: float, dtype: str = "float32",
+                 dense_up_to: int = conv_algorithms.DENSE_UP_TO):
+        self.net, self.bytes_kept, self.dtype, self.dense_up_to = net, bytes_kept, dtype, dense_up_to
+        self._kept, self._bytes = collections.OrderedDict(), 0
+
+    def conv(self, x: paddle.Tensor, layer: nn.Conv2D, width: int, stride: int = 1) -> paddle.Tensor:
+        """`layers.conv`, with the slice kept."""
+        key = id(layer), width, x.shape[1], x.shape[2]
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key][0](x)
+        weight = paddle.assign(layer.weight[:width, :x.shape[1]]).astype(self.dtype)
+        made = conv_algorithms.convolution(weight, x.shape[2], stride,
+                                           self.dense_up_to), conv_algorithms.layout_bytes(weight)
+        self._kept[key] = made
+        self._bytes += made[1]
+        while self._bytes > self.bytes_kept and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1][1]
+        return made[0](x)
+
+
+@paddle.no_grad()
+def forward_tree(weights: SlicedWeightCache, steps: list[prefix_tree.Step], images: paddle.Tensor, norm: Callable,
+                 leaf: Callable | None = None) -> None:
+    """Walk the steps of `prefix_tree.traversal` with a batch of images (float32 [N, 3, S, S]), all at once.
+
+    weights: `SlicedWeightCache`. norm(y, layer): normalises convolution outputs: a `ReplayedStatistics`,
+    `RecordingStatistics`, or `layers.batch_norm` of a net in evaluation mode, which inherits the running statistics.
+    leaf(index, logits [N, classes]): called at each arch. At most one path of activations is alive.
+    """
+    def forward(node, x):
+        return forward_node(node, weights.net.blocks[str(node.index)], x, norm, weights.conv)
+
+    path, head = [images.astype(weights.dtype)], weights.net.nodes[-1]
+    for step in steps:
+        del path[1 + step.kept:]
+        for node in step.added:
+            path.append(forward(node, path[-1]))
+        if leaf:
+            leaf(step.leaf, forward(head, path[-1].astype("float32")))

@@ -1,0 +1,156 @@
+"""Decoded images on disk: memory-mapped uint8 arrays, made once and shared by every process that needs them."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..system import files
+from ..system.errors import UserError
+from . import datasets, transforms
+
+EVAL_TRANSFORM = "evaluation view 2"  # counts up when `transforms.eval_transform` changes what it gives
+SHRUNK = "shrunk 1"  # the same for `transforms.shrunk`
+SHORT_SIDES = 2  # short side of a kept training image, in image sizes: a crop of a quarter of the area loses nothing
+
+
+def fingerprint(split: datasets.Split, indices: Sequence[int], size: int, skip_bad: bool = False) -> str:
+    """What the evaluation views of these images depend on: names, sizes and times of the files, and the transform."""
+    return _digest(f"{EVAL_TRANSFORM} {size} {skip_bad}", split, indices)
+
+
+def _digest(transform, split, indices):
+    digest = hashlib.sha256(f"{transform} {transforms.resizer()}".encode())
+    for index in indices:
+        image = split.images[index]
+        if isinstance(image, str):
+            name = os.path.join(os.path.basename(os.path.dirname(image)), os.path.basename(image))
+            digest.update(f"{name} {_state(image)} {split.labels[index]}\n".encode())
+        else:
+            digest.update(image.tobytes() + bytes([split.labels[index] % 256]))
+    return digest.hexdigest()
+
+
+def _state(path):
+    try:
+        about = os.stat(path)
+    except OSError:  # gone since it was listed, or a link to nothing: whoever decodes it says so
+        return "missing"
+    return f"{about.st_size} {about.st_mtime_ns}"
+
+
+def _room(path, shape):
+    """A new memory-mapped uint8 array of this shape."""
+    array = np.lib.format.open_memmap(path, "w+", "uint8", shape)
+    with open(path, "r+b") as file:  # a full disk shows here, not as a bus error in a mapped page
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    return array
+
+
+def decoded(images: datasets.ImageSet, split: datasets.Split, indices: Sequence[int],
+            what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluation views of some images of a split of the set and their labels: (uint8 [n, 3, S, S], int64 [n]).
+
+    As `datasets.decode` gives them, kept in `images.cache_dir` if that is set. what: how messages name the images.
+    Two processes that need the same images at once: one decodes, the other waits for it.
+    Raises `datasets.BadImage` as `datasets.decode` does, and where no image is left.
+    """
+    pixels, labels = _decoded(images, split, indices, what)
+    if len(indices) and not len(labels):
+        raise datasets.BadImage(f"none of the {len(indices)} {what} is readable")
+    return pixels, labels
+
+
+def _decoded(images, split, indices, what):
+    arguments = split, indices, images.size, images.workers, images.skip_bad, what
+    if not images.cache_dir:
+        return datasets.decode(*arguments)
+    path = os.path.join(images.cache_dir, fingerprint(split, indices, images.size, images.skip_bad)[:32])
+    pixels_path, labels_path = path + ".pixels.npy", path + ".labels.npy"
+    with files.locked(path + ".lock"):
+        if not (os.path.exists(pixels_path) and os.path.exists(labels_path)):
+            with files.atomic_write(pixels_path) as temporary:
+                buffer = _room(temporary, (len(indices), 3, images.size, images.size))
+                pixels, labels = datasets.decode(*arguments, into=buffer)
+                buffer.flush()
+                if len(pixels) < len(indices):  # without those that could not be read
+                    with open(temporary, "wb") as file:
+                        np.save(file, pixels)
+            with files.atomic_write(labels_path) as temporary:
+                np.save(temporary, labels)
+    return files.read_array(pixels_path, mapped=True), files.read_array(labels_path)
+
+
+# --- training images --------------------------------------------------------------------------------------------------
+
+class _Shrunk:
+    """Kept training images as uint8 [height, width, 3] by index; for one that could not be read, its path.
+
+    pixels: all of them one after the other, flat; places: int64 [N, 3], (end in pixels, width, height), with a width of
+    0 for what is unreadable.
+    """
+
+    def __init__(self, paths, pixels, places):
+        self.paths, self.pixels, self.places = paths, pixels, places
+
+    def __getitem__(self, index):
+        end, width, height = self.places[index].tolist()
+        return self.pixels[end - 3 * width * height:end].reshape(height, width, 3) if width else self.paths[index]
+
+
+def require_folder(images: datasets.ImageSet) -> None:
+    """Raise `UserError` where training images could not be kept because the set has no `cache_dir`."""
+    if not images.cache_dir:
+        raise UserError("--train_cache needs --cache_dir, the folder that keeps the images")
+
+
+def for_training(images: datasets.ImageSet) -> datasets.ImageSet:
+    """The image set with its training images kept in `images.cache_dir`; built-in ones, in memory anyway, as they are.
+
+    A kept image is shrunk to a short side of SHORT_SIDES times the image size. Training crops are cut from it, so they
+    differ a little from those of the original, and small crops are less sharp. All processes on a machine and their
+    workers map the same file. An unreadable image stays its path, so that training finds it out as without a cache.
+    Raises `UserError` as `require_folder` does, and where the folder cannot be written.
+    """
+    require_folder(images)
+    split = images.train
+    if not isinstance(split.images[0], str):
+        return images
+    name = _digest(f"{SHRUNK} {SHORT_SIDES * images.size}", split, range(len(split)))[:32]
+    path = os.path.join(images.cache_dir, name)
+    pixels_path, places_path = path + ".train.npy", path + ".places.npy"
+    with files.locked(path + ".lock"):
+        if not (os.path.exists(pixels_path) and os.path.exists(places_path)):
+            with files.atomic_write(pixels_path) as temporary:
+                places = _shrink_all(split, SHORT_SIDES * images.size, images.workers, temporary)
+            with files.atomic_write(places_path) as temporary:
+                np.save(temporary, places)
+    kept = _Shrunk(split.images, files.read_array(pixels_path, mapped=True), files.read_array(places_path))
+    return replace(images, train=datasets.Split(kept, split.labels))
+
+
+def _shrink_all(split, short, threads, path):
+    """Fill the file with the shrunk images; returns their places."""
+    sizes = np.zeros((len(split), 2), "int64")
+
+    def measure(index):
+        with contextlib.suppress(datasets.BadImage):  # which keeps a size of 0
+            sizes[index] = datasets.transformed(split, index, lambda image: transforms.shrunk_size(image.size, short))
+
+    def shrink(index):
+        if sizes[index, 0]:
+            try:
+                pixels = datasets.transformed(split, index, transforms.shrunk, tuple(sizes[index].tolist()))
+                buffer[ends[index] - pixels.size:ends[index]] = pixels.ravel()
+            except datasets.BadImage:
+                sizes[index] = 0
+
+    datasets.in_threads(measure, len(split), threads, "measuring training images")
+    ends = np.cumsum(3 * sizes.prod(axis=1))
+    buffer = _room(path, (max(1, int(ends[-1])),))  # an empty file cannot be mapped
+    datasets.in_threads(shrink, len(split), threads, "shrinking training images")
+    buffer.flush()
+    return np.column_stack([ends, sizes])

@@ -1,0 +1,169 @@
+"""Training batches: which images a step sees, decoded by worker processes.
+
+What a step sees is a pure function of (seed, epoch, image): the same for any number of workers, after any resume.
+"""
+
+import contextlib
+import glob
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import paddle
+
+from ..system.errors import UserError
+from ..system.runtime import STOP_SIGNALS, require_shared_memory
+from . import transforms
+from .datasets import BadImage, ImageSet, transformed
+
+BAD_IMAGES_ALLOWED = 50  # unreadable training images before training stops: a broken copy, not a few broken files
+NO_GOOD_IMAGE = -1  # stands among the bad ones where none but bad ones were found
+
+
+def steps_per_epoch(images: ImageSet, batch_size: int, world_size: int) -> int:
+    """Whole batches in one pass; what is left over changes with each epoch's order. Raises `UserError` if none."""
+    steps = len(images.train) // (batch_size * world_size)
+    if steps == 0:
+        raise UserError(f"--batch_size {batch_size} on {world_size} process(es) is more than the {len(images.train)} "
+                        f"training images of {images.name}")
+    return steps
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the training images in an epoch, int64 [count]: the same on every rank."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+class _TransformedImages(paddle.io.Dataset):
+    """Training views by (epoch, index). A bad image gives its place to the next good one and is reported."""
+
+    def __init__(self, images, seed):
+        super().__init__()
+        self.images, self.seed = images, seed
+
+    def __len__(self):
+        return len(self.images.train)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        images, bad = self.images, []
+        for candidate in range(index, index + min(BAD_IMAGES_ALLOWED + 1, len(self))):
+            candidate %= len(self)
+            rng = np.random.default_rng((self.seed, epoch, candidate))
+            try:
+                pixels = transformed(images.train, candidate, transforms.train_transform, images.size, rng,
+                                     images.crop_scale, images.flip)
+                return pixels, images.train.labels[candidate], bad
+            except BadImage:
+                bad.append(candidate)
+        # Told as data: Paddle turns an exception in a worker process into one of its own that says nothing.
+        return np.zeros((3, images.size, images.size), "uint8"), 0, [*bad, NO_GOOD_IMAGE]
+
+
+class _Steps(paddle.io.BatchSampler):
+    """For each step of the whole run, which (epoch, index) this rank sees."""
+
+    def __init__(self, count, first_step, last_step, batch_size, seed, rank, world_size):
+        per_epoch = count // (batch_size * world_size)
+        self.ended = False
+        self.arguments = count, range(first_step, last_step), per_epoch, batch_size, seed, rank, world_size
+
+    def __len__(self):
+        return len(self.arguments[1])
+
+    def __iter__(self):
+        count, steps, per_epoch, batch_size, seed, rank, world_size = self.arguments
+        for epoch, group in itertools.groupby(steps, lambda step: step // per_epoch):
+            order = epoch_order(count, seed, epoch)
+            for step in group:
+                if self.ended:
+                    return
+                first = ((step % per_epoch) * world_size + rank) * batch_size
+                yield [(epoch, int(index)) for index in order[first:first + batch_size]]
+
+
+def _collate(samples):
+    pixels, labels, bad = zip(*samples)
+    # The bad ones stay plain numbers, which Paddle passes on: to look at a tensor would be to wait for a GPU.
+    return np.stack(pixels), np.array(labels, "int64"), list(itertools.chain(*bad))
+
+
+def _follow_the_main_process(_worker):
+    """A worker ends when the main process says so or is gone, and not by a signal that is for the main process.
+
+    A shell, a batch system and `timeout` signal the whole process group; Paddle's own watch blocks on a queue.
+    """
+    def end_with(parent):
+        while os.getppid() == parent:
+            time.sleep(1)
+        for left in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):  # batches that nobody will fetch any more
+            os.unlink(left)
+        os._exit(1)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+
+
+@contextlib.contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """While batches are read: Paddle interrupts whatever runs with a `SystemError` when a worker dies."""
+    try:
+        yield
+    except (SystemError, OSError) as error:
+        # An OSError if it interrupted gradients that are written in Python: Paddle tells about those in its own way.
+        if isinstance(error, OSError) and "SystemError: " not in str(error):
+            raise
+        # Nobody will tell the other workers to end, and they ignore the signal that Python sends at exit and waits for.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise UserError("a process that decodes training images has died: killed, or out of memory or of shared memory "
+                        "(/dev/shm); fewer --num_workers need less, 0 needs no process") from error
+
+
+def _loader(views, sampler, workers):
+    """Collated batches as tensors. A generator, so that it can be asked again at its end."""
+    if workers:
+        yield from paddle.io.DataLoader(views, batch_sampler=sampler, collate_fn=_collate, num_workers=workers,
+                                        worker_init_fn=_follow_the_main_process)
+    else:  # not through Paddle, whose loader starts threads even then
+        for keys in sampler:
+            pixels, labels, bad = _collate([views[key] for key in keys])
+            yield paddle.to_tensor(pixels), paddle.to_tensor(labels), bad
+
+
+def batches(images: ImageSet, first_step: int, last_step: int, batch_size: int, seed: int, rank: int, world_size: int,
+            report: Callable[[str], None]) -> Iterator[tuple[paddle.Tensor, paddle.Tensor]]:
+    """Yield (uint8 [batch_size, 3, S, S], int64 [batch_size]) for steps first_step .. last_step - 1 of a run.
+
+    batch_size: images of this rank. The steps of one epoch share out its images without repeats over all ranks.
+    `images.workers` processes decode them, or this one for 0. report(text): told about bad images.
+    Raises `UserError` when more than a few images are unreadable, a worker process dies or /dev/shm is too small; code
+    that runs between two batches needs `dead_workers_named` around it too.
+    """
+    if images.workers:  # 2 tensors with their pages
+        require_shared_memory(images.workers, batch_size * (3 * images.size ** 2 + 8) + 16384)
+    sampler = _Steps(len(images.train), first_step, last_step, batch_size, seed, rank, world_size)
+    loader, seen = _loader(_TransformedImages(images, seed), sampler, images.workers), set()
+    try:
+        with dead_workers_named():
+            for pixels, labels, bad in loader:
+                for index in bad:
+                    if index not in seen and index != NO_GOOD_IMAGE:
+                        seen.add(index)
+                        report(f"skipped the unreadable image {images.train.name(index)} ({len(seen)} so far)")
+                if len(seen) > BAD_IMAGES_ALLOWED or NO_GOOD_IMAGE in bad:
+                    raise BadImage(f"too many training images of {images.name} are unreadable: {len(seen)} so far, "
+                                   f"allowed are {BAD_IMAGES_ALLOWED}")
+                yield pixels, labels
+    finally:
+        # The loader ends its workers only when it is run to the end, so end the steps and take what is under way.
+        sampler.ended = True
+        for _ in loader:
+            pass

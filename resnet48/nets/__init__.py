@@ -1,0 +1,7 @@
+"""The nets: one set of weights for all subnets, one subnet on its own, and how their layers are computed.
+
+Read `supernet` first (`Supernet`, which takes the arch as an argument, `ResNet48`, one arch with weights of its own,
+and `extract`, which copies a subnet out of the supernet), then `layers` (convolution, batch norm and classifier over
+the first channels of a weight), `conv_algorithms` (the fastest way to compute a convolution at each feature size),
+`initial_weights` and `export` (an inference model that needs no code of this project).
+"""

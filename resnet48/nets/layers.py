@@ -1,0 +1,100 @@
+"""Slicable layers: pure functions over full weights. A subnet takes the first channels of each."""
+
+import paddle
+from paddle import nn
+import paddle.nn.functional as F
+
+from . import conv_algorithms
+
+
+def conv(x: paddle.Tensor, layer: nn.Conv2D, width: int, stride: int = 1) -> paddle.Tensor:
+    """The first `width` filters of a convolution, over as many input channels as `x` has.
+
+    x: [N, C, H, W]; layer: `nn.Conv2D` without bias, weight [O >= width, I >= C, K, K].
+    """
+    return conv_algorithms.conv2d(x, _first(layer.weight, width, x.shape[1]), stride)
+
+
+def batch_norm(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
+    """Batch norm of x [N, C, H, W] with the first channels of `layer`, as many as `x` has.
+
+    In training mode: statistics of the batch, and the running ones of the used channels move (momentum .9 is the part
+    that is kept). In evaluation mode: the running ones, which for a subnet are only as good as its calibration.
+    """
+    width = x.shape[1]
+    mean, variance = _first(layer._mean, width), _first(layer._variance, width)
+    moves_a_part = layer.training and width != layer._mean.shape[0]
+    if moves_a_part:
+        # Whether a slice is a view of its parent depends on a flag of the framework: take a copy, write it back below.
+        mean, variance = mean.clone(), variance.clone()
+    y = F.batch_norm(x, mean, variance, _first(layer.weight, width), _first(layer.bias, width),
+                     training=layer.training, momentum=layer._momentum, epsilon=layer._epsilon)
+    if moves_a_part:
+        layer._mean[:width], layer._variance[:width] = mean, variance
+    return y
+
+
+def linear(x: paddle.Tensor, layer: nn.Linear) -> paddle.Tensor:
+    """A classifier over as many features as `x` [N, C] has; weight [I >= C, classes]."""
+    return F.linear(x, _first(layer.weight, x.shape[1]), layer.bias)
+
+
+def _first(weight, *widths):
+    """The leading part of a weight along its first axes; the weight itself where nothing is cut.
+
+    By `split` and not by a slice: its gradient is a concatenation, much cheaper than the slice's on a CPU.
+    """
+    for axis, width in enumerate(widths):
+        if width != weight.shape[axis]:
+            weight = paddle.split(weight, [width, weight.shape[axis] - width], axis)[0]
+    return weight
+
+
+def moments(x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Mean and biased variance of each channel of x [N, C, H, W], each [C].
+
+    In two passes: E[x^2] - E[x]^2 loses digits.
+    """
+    if not x.place.is_cpu_place():
+        mean = x.mean(axis=[0, 2, 3])
+        return mean, (x - mean.reshape([1, -1, 1, 1])).square().mean(axis=[0, 2, 3])
+    # On a CPU the batch-norm kernel takes the same two passes, and broadcasting is far slower than it. With
+    # momentum 0 it keeps nothing of the old statistics. (cuDNN's would give the unbiased variance.)
+    mean, variance = paddle.zeros([x.shape[1]]), paddle.ones([x.shape[1]])
+    F.batch_norm(x, mean, variance, training=True, momentum=0.0)
+    return mean, variance
+
+
+def batch_norm_with(x: paddle.Tensor, layer: nn.BatchNorm2D, mean: paddle.Tensor,
+                    variance: paddle.Tensor) -> paddle.Tensor:
+    """Batch norm of x [N, C, H, W] in evaluation, with these statistics [C] and the first C weights of `layer`."""
+    return F.batch_norm(x, mean, variance, _first(layer.weight, x.shape[1]), _first(layer.bias, x.shape[1]),
+                        training=False, epsilon=layer._epsilon)
+
+
+class Statistics:
+    """Batch-norm statistics of one subnet: computed exactly on a set of images, then used instead of the running ones.
+
+    `net(images, arch, norm=statistics.measure)` runs all images as one batch. Every layer sees inputs that were
+    normalised by the exact statistics of the layers before, which is what a subnet trained alone converges to.
+    `net(images, arch, norm=statistics.apply)` evaluates with them. The net itself is not changed.
+    """
+
+    def __init__(self):
+        self._of_layer = {}  # batch-norm layer -> (mean, biased variance), each [C]
+
+    def measure(self, x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
+        self._of_layer[layer] = moments(x)
+        return self.apply(x, layer)
+
+    def apply(self, x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
+        return batch_norm_with(x, layer, *self._of_layer[layer])
+
+    def __getitem__(self, layer: nn.BatchNorm2D) -> tuple[paddle.Tensor, paddle.Tensor]:
+        return self._of_layer[layer]
+
+    def store(self) -> None:
+        """Write the statistics into the running ones of the layers they were measured for (a net of its own)."""
+        for layer, (mean, variance) in self._of_layer.items():
+            layer._mean.set_value(mean)
+            layer._variance.set_value(variance)

@@ -1,0 +1,140 @@
+"""The ResNet48 nets: `Supernet(space)` takes the arch as an argument, `ResNet48(arch)` is one subnet on its own.
+
+Both are the same nodes under the same parameter names (`blocks.0` the stem, 1..23, `blocks.24` the classifier), so a
+subnet is extracted by slicing and no name is ever changed.
+"""
+
+from collections.abc import Callable
+
+import paddle
+from paddle import nn
+import paddle.nn.functional as F
+
+from ..space.arch import ArchConfig, SearchSpace
+from ..space.nodes import Block, Head, Stem
+from . import layers
+
+
+def forward_node(node: Stem | Block | Head, layer: nn.LayerDict, x: paddle.Tensor, norm: Callable,
+                 conv: Callable) -> paddle.Tensor:
+    """Run one node of a net.
+
+    x: images [N, 3, H, W] for a `Stem`, which gives features [N, width, ceil(H / 4), ceil(W / 4)]; features
+    [N, in, H, W] for a `Block`, which gives [N, out, ceil(H / stride), ceil(W / stride)], and for a `Head`, which gives
+    logits [N, classes]. layer: its layers by their names in the node, in a supernet with more channels than the node.
+    norm: how a batch norm is done, as `layers.batch_norm`; conv: how a convolution is done, as `layers.conv`.
+    """
+    def conv_norm(x, each):
+        return norm(conv(x, layer[each.name], each.out_width, each.stride), layer[each.norm])
+
+    first, *others = node.layers()
+    if isinstance(node, Head):
+        return layers.linear(x.mean(axis=[2, 3]), layer[first.name])
+    y = F.relu(conv_norm(x, first))
+    if isinstance(node, Stem):
+        return F.max_pool2d(y, 3, 2, padding=1)
+    second, *shortcut = others
+    y = conv_norm(y, second)
+    return F.relu((conv_norm(x, *shortcut) if shortcut else x) + y)
+
+
+class Supernet(nn.Layer):
+    """All subnets of a space in one set of weights.
+
+    space: which widths and depths; num_classes: outputs of the classifier.
+    nodes: those of the largest net, which the weights are for.
+    """
+
+    def __init__(self, space: SearchSpace, num_classes: int):
+        super().__init__()
+        self.space, self.num_classes = space, num_classes
+        self.nodes, self.blocks = _build(space.largest(), num_classes)
+
+    def forward(self, images: paddle.Tensor, arch: ArchConfig, norm: Callable | None = None) -> paddle.Tensor:
+        """Logits [N, classes] of the subnet `arch` for images [N, 3, H, W].
+
+        norm: how a batch norm is done [`layers.batch_norm`], see also `layers.Statistics`.
+        Raises `ArchError` for an arch that the shared weights cannot serve.
+        """
+        arch.require_tied()
+        return _forward(self.blocks, (*arch.nodes(), arch.head(self.num_classes)), images, norm)
+
+
+class ResNet48(nn.Layer):
+    """One arch with weights of its own, of just its widths; widths that differ along a stage get a projection."""
+
+    def __init__(self, arch: ArchConfig, num_classes: int):
+        super().__init__()
+        self.arch, self.num_classes = arch, num_classes
+        self.nodes, self.blocks = _build(arch, num_classes)
+
+    def forward(self, images: paddle.Tensor, norm: Callable | None = None) -> paddle.Tensor:
+        """Logits [N, classes] for images [N, 3, H, W]."""
+        return _forward(self.blocks, self.nodes, images, norm)
+
+
+def _build(arch, num_classes):
+    """The nodes of a net, and under their numbers the layers of each under their names."""
+    nodes = (*arch.nodes(), arch.head(num_classes))
+    return nodes, nn.LayerDict({str(node.index): nn.LayerDict(dict(_layers(node))) for node in nodes})
+
+
+def _layers(node):
+    for each in node.layers():
+        if each.norm:
+            yield each.name, nn.Conv2D(each.in_width, each.out_width, each.kernel, each.stride,
+                                       padding=each.kernel // 2, bias_attr=False)
+            yield each.norm, nn.BatchNorm2D(each.out_width)
+        else:
+            yield each.name, nn.Linear(each.in_width, each.out_width)
+
+
+def _forward(blocks, nodes, x, norm):
+    for node in nodes:
+        x = forward_node(node, blocks[str(node.index)], x, norm or layers.batch_norm, layers.conv)
+    return x
+
+
+def _residuals(net):
+    """conv1, bn1, conv2, bn2 of every basic block."""
+    for node in net.nodes:
+        if isinstance(node, Block):
+            yield list(net.blocks[str(node.index)].values())[:4]
+
+
+def zero_residuals(net: Supernet | ResNet48) -> None:
+    """Start every block as its shortcut: weight 0 in its last batch norm (arXiv 1706.02677, section 5.1).
+
+    Narrow nets as deep as these hardly learn in a few hundred steps without it.
+    """
+    for *_, norm in _residuals(net):
+        norm.weight.set_value(paddle.zeros_like(norm.weight))
+
+
+def extract(supernet: Supernet, arch: ArchConfig) -> ResNet48:
+    """A `ResNet48` with the weights that `arch` uses in the supernet: the leading part of every tensor.
+
+    Raises `ArchError` for an arch that the shared weights cannot serve.
+    """
+    arch.require_tied()
+    subnet = ResNet48(arch, supernet.num_classes)
+    shared = supernet.state_dict()
+    with paddle.no_grad():
+        for name, own in subnet.state_dict().items():
+            own.set_value(shared[name][tuple(slice(size) for size in own.shape)])
+    subnet.train() if supernet.training else subnet.eval()
+    return subnet
+
+
+def sort_channels(net: Supernet | ResNet48) -> None:
+    """Put the most important inner channels of every block first, so that narrow subnets start with them.
+
+    Importance is the L1 norm of the second convolution's filters over that channel (Once-for-All, arXiv 1908.09791).
+    The order of inner channels is free, so the function of the full net is unchanged.
+    """
+    with paddle.no_grad():
+        for first, norm, second, _ in _residuals(net):
+            order = paddle.argsort(second.weight.abs().sum(axis=[0, 2, 3]), descending=True)
+            for tensor in (first.weight, norm.weight, norm.bias, norm._mean, norm._variance):
+                tensor.set_value(paddle.index_select(tensor, order, axis=0))
+            second.weight.set_value(paddle.index_select(second.weight, order, axis=1))

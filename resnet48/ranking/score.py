@@ -1,0 +1,284 @@
+"""How well a submission's ranking agrees with the truth, beside what counting alone gives. No Paddle in here.
+
+Submission and truth are joined on the arch code, never on keys or order. Board A of the competition is |Pearson|,
+board B is Kendall's tau.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from ..space import arch_list
+from ..space.arch import FULL, SearchSpace
+from ..system import files
+from ..system.errors import UserError
+
+FEWEST = 3  # archs that submission and truth must share
+FEW = 30  # archs under which a reader is warned that intervals are wide
+SUPERNET = "supernet"
+
+
+class Interval(NamedTuple):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Agreement(NamedTuple):
+    """How one ranking agrees with the truth.
+
+    pearson: of |r|, board A; kendall: of tau-b, board B; spearman. All three are None for a ranking that gives every
+    arch the same value.
+    inverted: whether r is negative, which |r| hides.
+    dropped: bootstrap resamples that gave every arch the same value, so that nothing correlates.
+    """
+
+    name: str
+    pearson: Interval | None
+    kendall: Interval | None
+    spearman: Interval | None
+    inverted: bool
+    dropped: int
+
+
+class Ranking(NamedTuple):
+    """One of the two files: how many archs it holds, and its accuracies as written for those in both, float64 [n].
+
+    tied_pairs: pairs of these with equal accuracies.
+    """
+
+    path: str
+    archs: int
+    accuracies: np.ndarray
+    tied_pairs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What `score` found. rows: the supernet, then the baselines; margin: tau of the supernet minus that of `best`.
+
+    best: the name of the baseline with the highest tau; it and margin are None if no baseline tells the archs apart.
+    """
+
+    submission: Ranking
+    truth: Ranking
+    agreements: tuple
+    best: str | None
+    margin: Interval | None
+    resamples: int
+    seed: int
+    image_size: int
+
+    @property
+    def n(self) -> int:
+        """How many archs both files hold."""
+        return len(self.truth.accuracies)
+
+    def agreement(self, name: str) -> Agreement:
+        return next(row for row in self.agreements if row.name == name)
+
+
+def score(submission: str, truth: str, space: SearchSpace = FULL, image_size: int = 224, num_classes: int = 1000,
+          seed: int = 0, resamples: int | None = None) -> Score:
+    """Compare the rankings of two files in the list's format (paths). Returns a `Score`.
+
+    space, image_size (pixels), num_classes: of the nets, for the baselines MACs and parameters.
+    resamples: of the bootstrap over archs (Efron 1979, percentile intervals); by default 1000, fewer from 5,000 archs.
+    The same resamples serve all rows, so that the margin's interval compares like with like.
+    Correlations: Pearson; Kendall 1945, tau-b, which allows for ties; Spearman, on average ranks.
+    Raises `UserError` for malformed files, fewer than 3 shared archs, accuracies that are outside 0..100 or all equal.
+    """
+    archs, ours, theirs = _join(submission, truth, space)
+    if resamples is None:
+        resamples = max(200, min(1000, 5_000_000 // len(archs)))  # seconds, also for the whole published list
+    baselines = {"MACs": [arch.macs(image_size, num_classes) for arch in archs],
+                 "parameters": [arch.params(num_classes) for arch in archs],
+                 "depth": [sum(arch.depths) for arch in archs]}
+    table = np.array([theirs.accuracies, ours.accuracies, *baselines.values()], dtype="float64")
+    values = _correlations(table)
+    rng = np.random.default_rng(seed)
+    draws = np.array([_correlations(table[:, rng.integers(len(archs), size=len(archs))]) for _ in range(resamples)])
+    names = [SUPERNET, *baselines]
+    rows = tuple(_agreement(name, values[i], draws[:, i]) for i, name in enumerate(names))
+    taus = values[:, 1]
+    best, margin = None, None
+    if np.isfinite(taus[1:]).any():
+        index = 1 + int(np.nanargmax(taus[1:]))
+        best, margin = names[index], _interval(taus[0] - taus[index], draws[:, 0, 1] - draws[:, index, 1])
+    return Score(ours, theirs, rows, best, margin, resamples, seed, image_size)
+
+
+def report_markdown(result: Score) -> str:
+    """The score sheet as Markdown: what was joined, the table of rankings with intervals, and one verdict."""
+    ours, theirs = result.submission, result.truth
+    lines = [
+        "# Score",
+        "",
+        f"- submission: `{ours.path}`, {ours.archs} archs, {_spread(ours)}",
+        f"- truth: `{theirs.path}`, {theirs.archs} archs, {_spread(theirs)}",
+        f"- n = {result.n} archs in both, joined on the arch code; {ours.archs - result.n} of the submission have no "
+        f"truth, {theirs.archs - result.n} of the truth are not in the submission",
+        f"- tied pairs, of {result.n * (result.n - 1) // 2}: {ours.tied_pairs} in the submission, "
+        f"{theirs.tied_pairs} in the truth",
+        f"- in brackets: 95 % percentile bootstrap over archs, {result.resamples} resamples, seed {result.seed}"
+        + _dropped(result.agreements),
+        f"- MACs are counted at {result.image_size} px",
+    ]
+    if result.n < FEW:
+        lines.append(f"- {result.n} archs are few: the intervals are wide, those of a near-perfect ranking too narrow")
+    lines += [f"- {row.name}: Pearson is negative (-{row.pearson.value:.4f}), which board A's absolute value hides"
+              for row in result.agreements if row.inverted]
+    cells = [("ranking", r"\|Pearson\| (board A)", "Kendall tau (board B)", "Spearman")]
+    cells += [(row.name, _shown(row.pearson), _shown(row.kendall), _shown(row.spearman)) for row in result.agreements]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    table = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
+    table.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join([*lines, "", *table, "", conclusion(result), ""])
+
+
+def conclusion(result: Score) -> str:
+    """One sentence: whether the supernet's tau beats the best free baseline, and how sure that is."""
+    if result.best is None:
+        return "No baseline tells these archs apart, so there is nothing free to beat."
+    ours, theirs = result.agreement(SUPERNET).kendall, result.agreement(result.best).kendall
+    overlap = ours.low <= theirs.high and theirs.low <= ours.high
+    wins = result.margin.value > 0
+    certain = result.margin.low > 0 or result.margin.high < 0
+    return (f"The supernet's tau, {ours.value:.4f}, {'beats' if wins else 'does not beat'} that of the best free "
+            f"baseline, {result.best} ({theirs.value:.4f}); their intervals "
+            f"{'overlap' if overlap else 'do not overlap'}, and on the same resamples the difference is "
+            f"{_shown(result.margin, '+')}, which {'excludes' if certain else 'includes'} zero.")
+
+
+def plot(result: Score, path: str) -> None:
+    """Draw accuracies (left) and ranks (right) of submission over truth into a PNG file, whole or not at all.
+
+    Raises `UserError` where `path` does not end in .png or cannot be written.
+    """
+    if os.path.splitext(path)[1].lower() != ".png":
+        raise UserError(f"the plot is a PNG file, so its name must end in .png; got {path}")
+    row = result.agreement(SUPERNET)
+    pearson = f"{'−' if row.inverted else ''}{row.pearson.value:.3f}"
+    figure = Figure(figsize=(10.4, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(wspace=0.06)
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(f"Supernet ranking against the truth, {result.n} archs", fontsize=12)
+    _scatter(left, result.truth.accuracies, result.submission.accuracies)
+    left.set_title(f"board A: Pearson $r$ = {pearson}", fontsize=11)
+    left.set_xlabel(f"true accuracy ({_unit(result.truth.accuracies)})")
+    left.set_ylabel(f"submitted accuracy ({_unit(result.submission.accuracies)})")
+    _scatter(right, *(stats.rankdata(-ranking.accuracies) for ranking in (result.truth, result.submission)))
+    margin = 0.03 * result.n + 0.5
+    limits = result.n + margin, 1 - margin  # reversed: as on the left, better is up and to the right
+    right.plot(limits, limits, color="0.35", linewidth=1, linestyle="--", zorder=3)
+    ticks = [max(1, tick) for tick in MaxNLocator(5, integer=True).tick_values(1, result.n) if 0 <= tick <= result.n]
+    right.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
+    right.set_title(f"board B: Kendall $\\tau$ = {row.kendall.value:.3f}, "
+                    f"Spearman $\\rho$ = {row.spearman.value:.3f}".replace("-", "−"), fontsize=11)
+    right.set_xlabel("true rank (1 = best)")
+    right.set_ylabel("submitted rank (1 = best)")
+    with files.atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _join(submission, truth, space):
+    """The archs that both files hold, in the submission's order, and both sides' `Ranking`."""
+    our_archs, our_accuracies = _read_accuracies(submission, "submission", space)
+    their_archs, their_accuracies = _read_accuracies(truth, "truth", space)
+    position = {arch.code: i for i, arch in enumerate(their_archs)}
+    pairs = [(i, position[arch.code]) for i, arch in enumerate(our_archs) if arch.code in position]
+    if len(pairs) < FEWEST:
+        raise UserError(f"submission {submission} ({len(our_archs)} archs) and truth {truth} ({len(their_archs)} "
+                        f"archs) share {len(pairs)}; a ranking needs at least {FEWEST}")
+    ours = _ranking(submission, "submission", our_accuracies, [i for i, _ in pairs])
+    theirs = _ranking(truth, "truth", their_accuracies, [j for _, j in pairs])
+    return [our_archs[i] for i, _ in pairs], ours, theirs
+
+
+def _read_accuracies(path, what, space):
+    entries, accuracies = arch_list.read_accuracies(path, what, space)
+    for entry, accuracy in zip(entries, accuracies):
+        if not 0 <= accuracy <= 100:
+            raise UserError(f"{what} {path}, key {entry.key!r}: `acc` is {accuracy}, "
+                            f"allowed is 0..100 (percent) or 0..1 (fractions)")
+    return [entry.arch for entry in entries], accuracies
+
+
+def _ranking(path, what, accuracies, shared):
+    values = np.array(accuracies, dtype="float64")[shared]
+    if np.ptp(values) == 0:
+        raise UserError(f"{what} {path}: all {len(values)} archs that both files hold have the accuracy {values[0]}, "
+                        f"which ranks nothing; accuracies must differ")
+    counts = np.unique(values, return_counts=True)[1]
+    return Ranking(path, len(accuracies), values, int((counts * (counts - 1) // 2).sum()))
+
+
+def _correlations(table):
+    """Pearson, Kendall and Spearman of rows 1.. with row 0, NaN where either is constant: float64 [rows - 1, 3]."""
+    varies = np.ptp(table, axis=1) > 0
+    ranks = stats.rankdata(table, axis=1)
+    # The asymptotic method is about the p-value, which is not used; tau is the same.
+    kendall = [stats.kendalltau(ranks[0], row, method="asymptotic").statistic if ok and varies[0] else np.nan
+               for row, ok in zip(ranks[1:], varies[1:])]
+    return np.stack([_pearson(table, varies), kendall, _pearson(ranks, varies)], axis=1)
+
+
+def _pearson(table, varies):
+    centred = table - table.mean(axis=1, keepdims=True)
+    norms = np.where(varies, np.sqrt((centred ** 2).sum(axis=1)), np.nan)
+    return np.clip(centred[1:] @ centred[0] / (norms[1:] * norms[0]), -1, 1)
+
+
+def _agreement(name, values, draws):
+    """values: Pearson, Kendall, Spearman [3]. draws: the same for each resample [resamples, 3]."""
+    dropped = int(np.isnan(draws[:, 0]).sum())
+    if np.isnan(values[0]):
+        return Agreement(name, None, None, None, False, dropped)
+    pearson, kendall, spearman = (_interval(*pair) for pair in zip(values, draws.T))
+    low, high = sorted((abs(pearson.low), abs(pearson.high)))
+    # Of |r| directly, no resample reaches zero, and the interval may miss the figure that it belongs to.
+    low = 0.0 if pearson.low <= 0 <= pearson.high else low
+    return Agreement(name, Interval(abs(pearson.value), low, high), kendall, spearman, bool(values[0] < 0), dropped)
+
+
+def _interval(value, draws):
+    low, high = np.percentile(draws[np.isfinite(draws)], (2.5, 97.5))
+    return Interval(float(value), float(low), float(high))
+
+
+def _shown(interval, sign=""):
+    if interval is None:
+        return "none: all equal"
+    return f"{interval.value:{sign}.4f} [{interval.low:{sign}.4f}, {interval.high:{sign}.4f}]"
+
+
+def _dropped(rows):
+    dropped = [f"{row.dropped} for {row.name}" for row in rows if row.pearson is not None and row.dropped]
+    return f"; resamples left out because all values in them are equal: {', '.join(dropped)}" if dropped else ""
+
+
+def _unit(accuracies):
+    return "fraction" if accuracies.max() <= 1 else "%"
+
+
+def _spread(ranking):
+    values = ranking.accuracies
+    return (f"accuracies {values.min():.4g} to {values.max():.4g} ({_unit(values)}), "
+            f"standard deviation {values.std(ddof=1):.2g}")
+
+
+def _scatter(axes, x, y):
+    few = len(x) <= 2000
+    axes.scatter(x, y, s=20 if few else 4, alpha=0.65 if few else 0.15, color="#2b6ca3", linewidths=0, zorder=2)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

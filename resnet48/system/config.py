@@ -1,0 +1,246 @@
+"""Reading settings: dataclass defaults, then YAML files, then the command line. `options` declares them.
+
+A flag, its YAML key and its field have one name. Types and limits are checked in one place for both, and an
+unknown name is an error that offers the nearest one.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import os
+import types
+import typing
+from dataclasses import field
+
+import yaml
+
+from .errors import UserError
+
+MAX_SEED = 2 ** 32 - 1  # what all generators take
+HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+RECIPES = os.path.join(HERE, "configs")
+
+
+def option(default: object, help: str, ge: float | None = None, gt: float | None = None, le: float | None = None,
+           choices: tuple = (), resumable: bool = False, old_names: tuple = (), old_words: dict | None = None):
+    """A field of a class of settings. ge, gt, le: the limits of its value.
+
+    resumable: whether a run may be resumed with another value. old_names, old_words: what the setting and its values
+    were called before; flags, YAML files and checkpoints that say so mean the same.
+    """
+    return field(default=default, metadata={
+        "help": help, "ge": ge, "gt": gt, "le": le, "choices": choices, "resumable": resumable, "old_names": old_names,
+        "old_words": old_words or {}})
+
+
+class Settings:
+    """The base of all settings, which are dataclasses of fields made by `option`."""
+
+    recipes = False  # whether a recipe, a YAML file of configs/, can be named
+
+    @classmethod
+    def upgrade(cls, values: dict) -> dict:
+        """What an earlier version said in another form than under another name, in the form of today."""
+        return values
+
+
+def command_line(description: str, commands: dict, argv: list[str] | None = None) -> tuple:
+    """Parse `argv` into (function, settings). commands: name -> (function, class of settings, default YAML or None).
+
+    From weak to strong: the defaults, the YAML file of a recipe, that of --config, flags. `recipe: NAME` in a YAML file
+    and `--recipe NAME` mean configs/NAME.yaml. Raises `UserError` for unknown names, wrong types and values out of
+    range.
+    """
+    parser = _Parser(description=description, allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", metavar="{" + ",".join(commands) + "}", parser_class=_Parser)
+    for name, (function, config_class, default_file) in commands.items():
+        summary = (function.__doc__ or "").strip().splitlines()[0]
+        sub = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False, add_help=True)
+        shown = f" [{os.path.relpath(default_file, HERE)}]" if default_file else ""
+        sub.add_argument("--config", metavar="FILE",
+                         help=f"YAML file with any of these settings; flags win{shown}")
+        if config_class.recipes:
+            sub.add_argument("--recipe", metavar="NAME", help="begin with the settings of configs/NAME.yaml, below "
+                                                              "those of --config")
+        for item in dataclasses.fields(config_class):
+            _add_flag(sub, item)
+    arguments, unknown = parser.parse_known_args(argv)
+    if arguments.command is None:
+        raise UserError(f"missing command: {', '.join(commands)} (--help explains)")
+    function, config_class, default_file = commands[arguments.command]
+    names = [item.name for item in dataclasses.fields(config_class)]
+    directives = ["config", "help", *["recipe"] * config_class.recipes]
+    for word in unknown:
+        flag = word.split("=")[0]
+        raise UserError(f"unknown flag {flag}" + _nearest(flag.lstrip("-"), names + directives, "--")
+                        if word.startswith("-") else f"unexpected argument {word!r}")
+    flags = {name: value for name, value in vars(arguments).items() if name not in ("command", "config", "recipe")}
+    recipe = getattr(arguments, "recipe", None)
+    path = arguments.config or (None if recipe else default_file)
+    return function, build(config_class, _merged(config_class, _read_layers(path, recipe, config_class), flags))
+
+
+def current(config_class: type, *layers: dict) -> dict:
+    """Settings of one or more layers, weak to strong, under the names and words of today.
+
+    A layer is what flags, a YAML file or a checkpoint say, maybe of an earlier version. Unknown names stay.
+    """
+    values, fields = {}, dataclasses.fields(config_class)
+    today = {old: item.name for item in fields for old in item.metadata["old_names"]}
+    for layer in layers:
+        values |= {today.get(name, name): value for name, value in layer.items()}
+    values = config_class.upgrade(values)
+    for item in fields:
+        value = values.get(item.name)
+        if isinstance(value, str) and value in item.metadata["old_words"]:
+            values[item.name] = item.metadata["old_words"][value]
+    return values
+
+
+def build(config_class: type, values: dict) -> "Settings":
+    """Settings from a mapping, with every type and limit checked. Raises `UserError`."""
+    hints = typing.get_type_hints(config_class)
+    fields = {item.name: item for item in dataclasses.fields(config_class)}
+    checked = {name: _check(name, value, hints[name], fields[name].metadata) for name, value in values.items()}
+    for name, value in checked.items():
+        if value == "" != fields[name].default:  # as from `--image_dir "$UNSET"`, which must not mean: without it
+            raise UserError(f"--{name} is empty: {fields[name].metadata['help']}")
+    return config_class(**checked)
+
+
+def require(settings: Settings, *names: str) -> None:
+    """Raise `UserError` unless each of the named settings has been given."""
+    for name in names:
+        if not getattr(settings, name):
+            raise UserError(f"--{name} is needed: {settings.__dataclass_fields__[name].metadata['help']}")
+
+
+def dump(settings: Settings) -> str:
+    """The resolved settings as YAML text, which `--config` reads back."""
+    return yaml.safe_dump(as_data(settings), sort_keys=False)
+
+
+def as_data(settings: Settings) -> dict:
+    """Settings as plain data, such as JSON and YAML hold."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message[:1].lower() + message[1:])
+
+
+def _read_layers(path, recipe, config_class):
+    """The YAML files that hold, weak to strong: that of --config, and below it the recipes that each begins with."""
+    layers = [_read_yaml(path, config_class)] if path else []
+    own = layers[0].pop("recipe", None) if layers else None
+    recipe, seen = recipe or own, set()
+    known = sorted(name.removesuffix(".yaml") for name in os.listdir(RECIPES) if name.endswith(".yaml"))
+    while recipe is not None:
+        if recipe in seen or recipe not in known:
+            raise UserError(f"--recipe takes the name of a file in configs/ ({', '.join(known)}), got {recipe!r}")
+        seen.add(recipe)
+        layers.insert(0, _read_yaml(os.path.join(RECIPES, f"{recipe}.yaml"), config_class))
+        recipe = layers[0].pop("recipe", None)
+    return layers
+
+
+def _merged(config_class, layers, flags):
+    values = current(config_class, *layers, flags)
+    stages = values.get("stages")
+    if isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages):
+        # A flag holds for every stage, and a length that nothing says is the sum of theirs.
+        values["stages"] = [{name: value for name, value in stage.items() if name not in flags} for stage in stages]
+        if "max_epoch" not in values and all(isinstance(stage.get("epochs"), (int, float)) for stage in stages):
+            values["max_epoch"] = sum(stage["epochs"] for stage in stages)
+    return values
+
+
+def _add_flag(parser, item):
+    default = "" if item.default in (None, "", ()) or item.default is False else f" [{item.default}]"  # 0 is shown
+    kwargs = {"dest": item.name, "default": argparse.SUPPRESS, "help": item.metadata["help"] + default}
+    names = [f"--{name}" for name in (item.name, *item.metadata["old_names"])]
+    if item.type in (bool, "bool"):
+        parser.add_argument(*names, action=argparse.BooleanOptionalAction, **kwargs)
+    else:
+        parser.add_argument(*names, metavar="X", **kwargs)
+    if "--amp" in names:
+        parser.add_argument("--amp_dtype", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def _check(name, value, hint, limits):
+    """`value` as the field's type, from YAML (typed) or from a flag (text)."""
+    if typing.get_origin(hint) is tuple:
+        return _check_items(name, value, typing.get_args(hint)[0])
+    optional = isinstance(hint, types.UnionType)
+    kind = [part for part in typing.get_args(hint) if part is not type(None)][0] if optional else hint
+    if optional and value in (None, "none", "null", "auto"):
+        return None
+    try:
+        if kind is bool and not isinstance(value, bool):
+            raise ValueError
+        if isinstance(value, bool) and kind is not bool or value is None or isinstance(value, dict):
+            raise ValueError
+        if kind is int and isinstance(value, float) and value != int(value):
+            raise ValueError
+        if kind is str and isinstance(value, (list, tuple)):  # base_channels: [8, 16, 32, 64]
+            value = ",".join(map(str, value))
+        value = kind(value)
+    except (ValueError, TypeError, OverflowError):
+        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+        raise UserError(f"--{name} takes {expected}, got {value!r}") from None
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"--{name} takes a finite number, got {value}")
+    if limits["ge"] is not None and value < limits["ge"]:
+        raise UserError(f"--{name} must be {limits['ge']} or more, got {value}")
+    if limits["gt"] is not None and value <= limits["gt"]:
+        raise UserError(f"--{name} must be more than {limits['gt']}, got {value}")
+    if limits["le"] is not None and value > limits["le"]:
+        raise UserError(f"--{name} must be {limits['le']} or less, got {value}")
+    if limits["choices"] and value not in limits["choices"]:
+        raise UserError(f"--{name} takes {', '.join(limits['choices'])}; got {value!r}")
+    return value
+
+
+def _check_items(name, value, item_class):
+    """A list of mappings, as a YAML file may hold, as a tuple of settings."""
+    if value in (None, "none"):
+        return ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, dict) for item in value):
+        raise UserError(f"--{name} is a list of mappings in a YAML file, got {value!r}")
+    known = [item.name for item in dataclasses.fields(item_class)]
+    for place, item in enumerate(value, 1):
+        for key in item:
+            if key not in known:
+                raise UserError(f"{name}, item {place}: unknown key {key!r}" + _nearest(str(key), known, ""))
+    return tuple(build(item_class, item) for item in value)
+
+
+def _read_yaml(path, config_class):
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise UserError(f"config {path} must hold `name: value` lines, found {type(content).__name__}")
+    names = [item.name for item in dataclasses.fields(config_class)] + ["recipe"] * config_class.recipes
+    for key in content:
+        if key not in names and key not in _old_names(config_class):
+            raise UserError(f"config {path}: unknown key {key!r}" + _nearest(str(key), names, ""))
+    return content
+
+
+def _old_names(config_class):
+    old = [name for item in dataclasses.fields(config_class) for name in item.metadata["old_names"]]
+    return [*old, "amp_dtype"] if "amp" in old else old
+
+
+def _nearest(name, names, prefix):
+    match = difflib.get_close_matches(name, names, n=1, cutoff=0)
+    return f"; the nearest is {prefix}{match[0]}" if match else ""

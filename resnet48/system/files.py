@@ -1,0 +1,149 @@
+"""Files that are either whole or not there."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import TextIO
+
+import numpy as np
+
+from .errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str) -> Iterator[str]:
+    """Yield a temporary path beside `path`; when the block ends well it becomes `path`, otherwise it goes away.
+
+    Missing folders are made. Raises `UserError` where the folder cannot be written or the disk is full.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = None
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.",
+                                             suffix=os.path.splitext(path)[1])
+        os.close(handle)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def appending(path: str) -> Iterator[TextIO]:
+    """Yield a text file to which lines are added. Raises `UserError` where it cannot be written or the disk is full."""
+    try:
+        with open(path, "a", newline="") as file:
+            yield file
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Wait for, then hold, a lock file that the system lets go of however the process ends.
+
+    Missing folders are made. Raises `UserError` where the file cannot be written.
+    """
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        file = open(path, "w")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    with file as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
+def require_writable(path: str) -> None:
+    """Raise `UserError` now, before hours of work, if `path` could not be written later. Makes nothing."""
+    if os.path.isdir(path):
+        raise UserError(f"cannot write {path}: it is a folder")
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(folder):  # missing folders will be made in the first one that is there
+        folder = os.path.dirname(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path, error):
+    reason = error.strerror or error
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        reason = f"a file stands where the folder {os.path.dirname(os.path.abspath(path))} should be"
+    return UserError(f"cannot write {path}: {reason}")
+
+
+def write_text(path: str, text: str) -> None:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json(path: str, data: object, indent: int | None = None) -> None:
+    with atomic_write(path) as temporary, open(temporary, "w") as file:
+        json.dump(data, file, indent=indent)
+
+
+def read_json(path: str, what: str) -> object:
+    """The content of a JSON file; `what` names it in the errors. A key that stands twice is an error.
+
+    Raises `UserError` for a missing, unreadable or malformed file.
+    """
+    def without_duplicates(pairs):
+        seen = {}
+        for key, value in pairs:
+            if key in seen:
+                raise UserError(f"{what} {path}: the key {key!r} stands there twice")
+            seen[key] = value
+        return seen
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file, object_pairs_hook=without_duplicates)
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not a text file: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what} {path} is not JSON: {error.msg} in line {error.lineno}") from error
+    except RecursionError as error:
+        raise UserError(f"{what} {path} is nested too deeply to be read") from error
+    except UserError:
+        raise
+    except ValueError as error:  # Python refuses to convert a whole number of thousands of digits
+        raise UserError(f"{what} {path} holds a number that is too long to be read") from error
+
+
+def read_array(path: str, mapped: bool = False) -> np.ndarray:
+    """The array in a .npy file that can be made again. Raises `UserError` for one that is missing or torn."""
+    try:
+        return np.load(path, mmap_mode="r" if mapped else None)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not readable ({error}); delete it and it is made again") from error
+
+
+def sha256_of(path: str) -> str:
+    """SHA-256 of a file as 64 hex digits. Raises `UserError` where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()

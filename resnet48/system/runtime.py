@@ -1,0 +1,245 @@
+"""The process and its peers: device, ranks, reductions, messages, signals."""
+
+import contextlib
+import os
+import random
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from tqdm import tqdm
+
+from . import machine
+from .errors import Stopped, UserError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SECONDS_BETWEEN_LINES = 10  # in a log, where a bar would be noise
+SECONDS_TO_BE_FOUND = 3  # the launcher looks every second, and should name the rank that ended first
+SECONDS_TO_JOIN = 300  # for all ranks; the launcher starts them together, so more than a slow import is a fault
+
+
+def start(device: str, join: bool = True, channels_last: bool = False) -> None:
+    """Choose the device and, unless told otherwise, join the processes that `paddle.distributed.launch` started.
+
+    Says what the machine is and how it is set. channels_last: have Paddle tune the layout of features, which on a GPU
+    with tensor cores means NHWC.
+    """
+    if device == "auto":
+        device = "gpu" if paddle.device.cuda.device_count() else "cpu"
+    elif device == "gpu" and not paddle.device.cuda.device_count():
+        raise UserError("--device gpu, but Paddle sees no GPU here")
+    paddle.set_device(device if device == "cpu" else f"gpu:{paddle.distributed.ParallelEnv().device_id}")
+    if channels_last:
+        paddle.incubate.autotune.set_config({"layout": {"enable": True}})
+    if join and world_size() > 1:
+        if device == "cpu":  # as the launcher has it; ranks started by hand would get another way that leaves processes
+            os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
+        with _joining_within(int(os.environ.get("FLAGS_stop_check_timeout", SECONDS_TO_JOIN))):
+            dist.init_parallel_env()
+    log_main(machine.report())
+
+
+@contextlib.contextmanager
+def _joining_within(seconds):
+    """A block in which this process waits for the other ranks, and is ended with one sentence if it waits too long.
+
+    Paddle waits for ever, or an hour, and holds the interpreter's lock meanwhile: only another process can watch.
+    """
+    waiting, (reader, writer) = os.getpid(), os.pipe()
+    watcher = os.fork()
+    if watcher == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.close(writer)
+        told = select.select([reader], [], [], seconds)[0]
+        if not told and os.getppid() == waiting:
+            os.write(2, f"error: rank {rank()} of {world_size()} has waited {seconds} s for the others: start as many "
+                        "processes as --nproc_per_node and --nnodes say, and see the logs of the others\n".encode())
+            os.kill(waiting, signal.SIGKILL)  # it answers to nothing else without a stack trace
+        os._exit(0)
+    os.close(reader)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(writer, b".")  # closing is not enough: what Paddle forks has it open too
+        os.close(writer)
+        os.waitpid(watcher, 0)
+
+
+def rank() -> int:
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    return dist.get_world_size()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what draws initial weights. Everything later has generators of its own, made from (seed, step)."""
+    paddle.seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Of what computes, for a manifest."""
+    return {"paddle": paddle.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
+
+
+def require_shared_memory(workers: int, batch_bytes: int) -> None:
+    """Raise `UserError` unless the batches that Paddle's workers have ready at once fit into /dev/shm.
+
+    Measured with 1 to 4 workers: two from each and one in use. A worker that finds no room dies of a bus error.
+    """
+    if not os.path.isdir("/dev/shm"):  # a system that keeps shared memory elsewhere
+        return
+    needed, room = machine.local_ranks(os.environ) * (2 * workers + 1) * batch_bytes, os.statvfs("/dev/shm")
+    free = room.f_bavail * room.f_frsize
+    if free < needed:
+        raise UserError(f"/dev/shm has {free / 1e6:.1f} MB left, but batches from --num_workers {workers} need "
+                        f"{needed / 1e6:.1f} MB there: --num_workers 0 needs none, and `docker run --shm-size` or "
+                        "deleting what killed programs have left in it gives more")
+
+
+def log_main(message: str) -> None:
+    """A line from rank 0 for the person who watches."""
+    if rank() == 0:
+        log_rank(message)
+
+
+def log_rank(message: str) -> None:
+    """A line from this rank, which the launcher writes to a log of its own."""
+    tqdm.write(message)
+    sys.stdout.flush()
+
+
+def progress(iterable: Iterable, total: int, what: str) -> Iterator:
+    """Pass an iterable through: a bar on a terminal, a plain line now and then in a log, nothing from other ranks."""
+    if rank() != 0:
+        yield from iterable
+        return
+    if sys.stderr.isatty():
+        yield from tqdm(iterable, total=total, desc=what, leave=False)
+        return
+    started = shown = time.monotonic()
+    for done, item in enumerate(iterable, 1):
+        yield item
+        now = time.monotonic()
+        if now - shown > SECONDS_BETWEEN_LINES:
+            shown = now
+            left = (now - started) / done * (total - done)
+            print(f"{what}: {done} of {total}, {now - started:.0f} s, {left:.0f} s left",
+                  flush=True)
+
+
+def counting(first: int, last: int, what: str) -> Iterable[int]:
+    """range(first, last), with a bar on a terminal."""
+    if rank() != 0 or not sys.stderr.isatty():
+        return range(first, last)
+    return tqdm(range(first, last), desc=what, initial=first, total=last, leave=False)
+
+
+@contextlib.contextmanager
+def _lost_ranks_named():
+    """Where ranks exchange numbers: one that has ended shows as an error of the connection."""
+    try:
+        yield
+    except RuntimeError as error:
+        time.sleep(SECONDS_TO_BE_FOUND)
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"rank {rank()} of {world_size()} has lost the others; the log of the one that ended first, "
+                        "log/"
+                        f"workerlog.N, says why, and the same command goes on from the last checkpoint ({reason})"
+                        ) from error
+
+
+def broadcast_from_rank0(parameters: Iterable[paddle.Tensor]) -> None:
+    """Give every rank the values of rank 0."""
+    if world_size() > 1:
+        with _lost_ranks_named():
+            for parameter in parameters:
+                dist.broadcast(parameter, src=0)
+
+
+def average_gradients(parameters: Iterable[paddle.Tensor], vote: bool) -> bool | paddle.Tensor:
+    """Replace each gradient by its mean over the ranks, in one all-reduce whatever the number of subnets.
+
+    A gradient that is absent stays so: every rank trains the same archs, so the same ones are absent everywhere.
+    vote: a yes or no of this rank, carried along. Returns whether any rank said yes, maybe as a tensor that is still
+    being computed.
+    """
+    if world_size() == 1:
+        return vote
+    present = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    fused = paddle.concat([paddle.to_tensor([float(vote)]), *(gradient.flatten() for gradient in present)])
+    with _lost_ranks_named():
+        dist.all_reduce(fused)
+    votes, *parts = fused.split([1, *(int(gradient.size) for gradient in present)])
+    for gradient, part in zip(present, parts):
+        paddle.assign(part.reshape(gradient.shape) / world_size(), output=gradient)
+    return votes
+
+
+def all_reduce_sum(values: Iterable[float]) -> list[float]:
+    """The sum over all ranks of a list of numbers."""
+    if world_size() == 1:
+        return list(values)
+    summed = paddle.to_tensor(list(values), "float64")
+    with _lost_ranks_named():
+        dist.all_reduce(summed)
+    return summed.numpy().tolist()
+
+
+class _Interrupt(BaseException):
+    """A signal has asked to stop; nothing that handles errors may catch it."""
+
+
+@contextlib.contextmanager
+def stoppable(farewell: str) -> Iterator[None]:
+    """A block whose finished parts are kept: a signal that asks to stop raises `Stopped` there and then.
+
+    farewell: what to say then. A second signal gets the default treatment.
+    """
+    def stop(number, _frame):
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        raise _Interrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    except _Interrupt as interrupt:
+        log_main(f"stopped by {interrupt}: {farewell}")
+        raise Stopped(str(interrupt)) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StopRequest:
+    """A block in which a signal that asks to stop is remembered, so that the loop can end at a step boundary.
+
+    A second one gets the default treatment: the person means it.
+    """
+
+    def __init__(self):
+        self.name = "another rank"
+        self.asked = False
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number, _frame):
+        self.name, self.asked = signal.Signals(number).name, True
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)

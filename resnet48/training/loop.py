@@ -1,0 +1,320 @@
+"""The one training loop, for standalone nets and for the supernet."""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+
+from ..images import cache, datasets, loader, transforms
+from ..system import config, files, runtime
+from ..system.errors import Stopped, UserError
+from ..system.options import TrainSettings
+from . import checkpoint, metrics, objectives, optim, recipes, resume
+from .precision import Precision
+
+KEEP_CHECKPOINTS = 3
+
+Validate = Callable[[paddle.nn.Layer], dict[str, float]]
+
+
+class Diverged(UserError):
+    """The loss is no longer finite."""
+
+
+def fit(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.ImageSet, settings: TrainSettings,
+        validate: Validate | None = None) -> dict[str, float]:
+    """Train `net` by a recipe and return the accuracies that `validate` gave last.
+
+    stages: of `recipes.supernet` or `recipes.standalone`. validate(net): accuracies in percent by name, after each
+    `eval_freq` epochs and at the end, or None to go without; the checkpoint with the best mean is kept.
+    Writes checkpoints, config.yaml and metrics.csv to `settings.save_dir`; with `settings.ema` the checkpoints hold,
+    and `validate` sees, the moving average.
+    Raises `Diverged` on a loss or weights that are not finite, `Stopped` after a signal that asked to stop.
+    """
+    with runtime.StopRequest() as stop:
+        run = _start(net, stages, images, settings)
+        _train(run, images, settings, validate, stop)
+        if validate and not run.accuracies:  # resumed at its end, and trained without a validation before
+            run.accuracies = validate(run.kept_net)
+    if runtime.rank() == 0:
+        checkpoint.publish(run.saved, settings.save_dir)
+    # since the last step: whoever trains one net after the other must stop, too
+    if runtime.all_reduce_sum([stop.asked])[0]:
+        _stop(stop, run, settings)
+    return run.accuracies
+
+
+@dataclass
+class Run:
+    """What training changes, and where it stands.
+
+    facts: what a checkpoint says of the run beside (what a resume must find unchanged). saved: the newest checkpoint.
+    """
+
+    net: paddle.nn.Layer
+    optimizer: paddle.optimizer.Optimizer
+    precision: Precision
+    ema: optim.Ema | None
+    spans: list[recipes.Span]
+    steps_per_epoch: int
+    facts: dict
+    step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    accuracies: dict = field(default_factory=dict)
+    saved: str | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.spans[-1].last
+
+    @property
+    def kept_net(self) -> paddle.nn.Layer:
+        """The net to evaluate and to publish."""
+        return self.ema.net if self.ema else self.net
+
+    def span(self, step: int) -> recipes.Span:
+        """The stage that a step (from 0) belongs to; the last one for what lies behind."""
+        return next((span for span in self.spans if step < span.last), self.spans[-1])
+
+    def state(self) -> dict:
+        """Plain data for a checkpoint."""
+        span = self.span(self.step)
+        return {"step": self.step, "best": self.best, "best_step": self.best_step, "accuracies": self.accuracies,
+                **self.facts, "scaler": self.precision.state(), "stage": span.index,
+                "objective": span.stage.objective.state()}
+
+    def load(self, found: checkpoint.Checkpoint) -> None:
+        """Go back to where a checkpoint was written."""
+        trained, optimizer_state = checkpoint.trained_weights(found)
+        checkpoint.load_weights(self.net, trained, found.path)
+        if self.ema:
+            checkpoint.load_weights(self.ema.net, found.weights, found.path)
+        try:
+            optim.load_state(self.net, self.optimizer, optimizer_state)
+        except KeyError as error:
+            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this optimizer: {error.args[0]} "
+                                             "is missing, or not known") from error
+        self.precision.load(found.state.get("scaler"))
+        for name in ("step", "best", "best_step", "accuracies"):
+            setattr(self, name, found.state[name])
+        self.saved = found.path
+        self.span(self.step).stage.objective.load(found.state.get("objective", {}))
+
+
+def _start(net, stages, images, settings):
+    """The run where it begins or resumes; the same weights on every rank."""
+    world_size = runtime.world_size()
+    per_epoch = loader.steps_per_epoch(images, settings.batch_size, world_size)
+    optimizer = optim.make_optimizer(net, settings.optimizer, settings.momentum, settings.nesterov,
+                                     settings.weight_decay, settings.no_decay_norm,
+                                     optim.clipping(settings.clip_norm, settings.clip_value))
+    facts = {"ranks": world_size, "images": len(images.train), "names": images.train.names_digest(),
+             "classes": list(images.classes), "settings": config.as_data(settings), "paddle": paddle.__version__}
+    run = Run(net, optimizer, Precision(settings.precision), optim.Ema(net, settings.ema) if settings.ema else None,
+              recipes.in_steps(stages, settings, per_epoch, world_size), per_epoch, facts)
+    found = resume.find(net, facts, settings)
+    if found:
+        run.load(found)
+        runtime.log_main(f"resumed {found.path} at step {run.step}")
+    runtime.broadcast_from_rank0(net.state_dict().values())
+    if runtime.rank() == 0:
+        files.write_text(os.path.join(settings.save_dir, "config.yaml"), config.dump(settings))
+    runtime.log_main(f"training {images.name}: {len(images.train)} images of {len(images.classes)} classes, "
+                     f"{images.size} px; steps {run.step} to {run.steps}, {per_epoch} per epoch, "
+                     f"on {world_size} process(es); images by {transforms.libraries()}")
+    return run
+
+
+def _train(run, images, settings, validate, stop):
+    world_size, rank, vote = runtime.world_size(), runtime.rank(), False
+    roles = recipes.roles([span.stage for span in run.spans])
+    since, show = metrics.Meter(run.step, roles), _shower(settings, run.step, roles)
+    shown = cache.for_training(images) if settings.train_cache else images
+    taken = loader.batches(shown, run.step, run.steps, settings.batch_size, settings.seed, rank, world_size,
+                           runtime.log_rank)
+    run.net.train()
+    with loader.dead_workers_named(), contextlib.closing(taken):
+        for step in runtime.counting(run.step, run.steps, "steps"):
+            with since.waiting():
+                pixels, labels = next(taken)
+            span = run.span(step)
+            archs, lr = span.archs(step), span.lr(step)
+            losses = _gradients(span.stage.objective, run.precision, run.net, archs, pixels, labels,
+                                settings.accumulate)
+            vote_before, vote = vote, runtime.average_gradients(optim.trainable(run.net), stop.asked)
+            _update(run, archs if settings.freeze_unused else [], lr)
+            since.add(losses, len(labels) * world_size)
+            # All ranks stop after the same step. The vote of the step before is there already, this one's is not.
+            stopping = stop.asked if world_size == 1 else bool(vote_before)
+            due = _due(run, settings, stopping)
+            if due.log:
+                row = since.flush(run.step, run.steps_per_epoch, run.steps, lr)
+                _require_finite(row, run, settings)
+                show(row)
+            with since.paused():
+                if due.validate and validate:
+                    _validate(run, validate)
+                if due.save:
+                    _save(run, settings)
+            if stopping:
+                _stop(stop, run, settings)
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    validate: bool
+    save: bool
+
+
+def _due(run, settings, stopping):
+    epoch, rest = divmod(run.step, run.steps_per_epoch)
+    ends, epoch_ends = run.step == run.steps, rest == 0
+    save = stopping or epoch_ends and (ends or epoch % settings.save_freq == 0) or \
+        settings.save_every_steps > 0 and run.step % settings.save_every_steps == 0
+    validate = epoch_ends and (ends or settings.eval_freq > 0 and epoch % settings.eval_freq == 0)
+    return Due(save or epoch_ends or run.step % settings.log_freq == 0, validate, save)
+
+
+def _gradients(objective, precision, net, archs, pixels, labels, parts=1):
+    """Leave the gradients of one step in the parameters; the losses by role, means over the parts of the batch."""
+    gradients, forward = objectives.Gradients(net, precision.scale, parts), precision.net(net)
+    batch = [(pixels, labels)] if parts == 1 else zip(paddle.split(pixels, parts), paddle.split(labels, parts))
+    for some_pixels, some_labels in batch:
+        objective.step(forward, archs, datasets.normalize(some_pixels), some_labels, gradients)
+    return gradients.means()
+
+
+def _update(run, used_archs, lr):
+    """One step of the optimizer. used_archs: what is used of the weights, the rest is frozen; all of it where empty."""
+    run.optimizer.set_lr(lr)
+    with optim.freeze_unused(run.net, run.optimizer, used_archs) if used_archs else contextlib.nullcontext():
+        run.precision.step(run.optimizer)
+    run.optimizer.clear_grad(set_to_zero=False)  # absent, not zero: momentum must not move what no subnet used
+    run.step += 1
+    if run.ema:
+        run.ema.update(run.step)
+
+
+def _shower(settings, step, roles):
+    """A function that shows a row to whoever watches, and keeps it; on rank 0 only."""
+    if runtime.rank() != 0:
+        return lambda row: None
+    table = metrics.Table(settings.save_dir, step, roles)
+    writer = metrics.visualdl_writer(settings.save_dir) if settings.visualdl else None
+
+    def show(row):
+        table.write(row)
+        if writer:
+            metrics.add_to(writer, row)
+        runtime.log_main(metrics.line(row, settings.max_epoch))
+
+    return show
+
+
+def _validate(run, validate):
+    """Evaluate, and note whether it is the best so far."""
+    runtime.broadcast_from_rank0(run.kept_net.state_dict().values())  # running statistics: those of rank 0
+    run.accuracies = validate(run.kept_net)
+    run.net.train()
+    mean = float(np.mean(list(run.accuracies.values())))
+    if run.best is None or mean > run.best:
+        run.best, run.best_step = mean, run.step
+    runtime.log_main(f"epoch {run.step // run.steps_per_epoch}: top-1 " + ", ".join(
+        f"{name} {value:.2f} %" for name, value in run.accuracies.items()))
+
+
+def _save(run, settings):
+    _require_finite_weights(run, settings)
+    if runtime.rank() == 0:
+        run.saved = checkpoint.save(settings.save_dir, run.net, run.optimizer, run.state(), KEEP_CHECKPOINTS,
+                                    run.ema and run.ema.net)
+
+
+def _stop(stop, run, settings):
+    farewell = "a dry run keeps nothing" if settings.dry_run else \
+        f"everything is in {settings.save_dir}, the same command with --resume auto goes on"
+    runtime.log_main(f"stopped by {stop.name} after step {run.step} of {run.steps}; {farewell}")
+    raise Stopped(stop.name)
+
+
+def _require_finite(row, run, settings):
+    if row["not_finite"]:
+        step, roles = row["not_finite"]
+        raise _diverged(f"the loss ({', '.join(roles)}) is not finite at step {step}", step, run, settings)
+
+
+def _require_finite_weights(run, settings):
+    """Before they are saved: the last step may have spoiled them though its loss was still finite."""
+    bad = [name for name, value in run.net.state_dict().items() if not paddle.isfinite(value).all()]
+    if bad:
+        raise _diverged(f"the weights ({len(bad)}, such as {bad[0]}) are not finite after step {run.step}", run.step,
+                        run, settings)
+
+
+def _diverged(what, step, run, settings):
+    """step: from 1."""
+    span = run.span(step - 1)
+    codes = ", ".join(f"{role} {arch.code}" for role, arch in span.archs(step - 1))
+    last = checkpoint.newest(settings.save_dir, runtime.log_main)
+    return Diverged(f"{what}, at learning rate {span.lr(step - 1):.4g}{f', archs {codes}' if codes else ''}; "
+                    f"the last good checkpoint is {last.path if last else 'none'}; a lower --lr or a longer --warmup "
+                    "may help")
+
+
+# --- before a run -----------------------------------------------------------------------------------------------------
+
+def require_runnable(images: datasets.ImageSet, settings: TrainSettings) -> None:
+    """Raise `UserError` now, before images are decoded, for a run that could not take a step or keep anything."""
+    files.require_writable(os.path.join(settings.save_dir, "config.yaml"))
+    per_epoch = loader.steps_per_epoch(images, settings.batch_size, runtime.world_size())
+    if settings.train_cache:
+        cache.require_folder(images)
+    if settings.batch_size % settings.accumulate:
+        raise UserError(f"--accumulate {settings.accumulate} must divide --batch_size {settings.batch_size}")
+    if settings.clip_norm and settings.clip_value:
+        raise UserError("--clip_norm and --clip_value exclude each other")
+    if settings.visualdl and not settings.dry_run:
+        metrics.require_visualdl()
+    warmup = optim.epochs_to_steps(settings.warmup, per_epoch) if settings.warmup_steps is None else \
+        settings.warmup_steps
+    if warmup > settings.max_epoch * per_epoch:
+        runtime.log_main("note: the warm-up is longer than the run, which never reaches its learning rate")
+    if settings.precision != "fp32" and not paddle.device.get_device().startswith("gpu"):
+        runtime.log_main(f"note: --precision {settings.precision} has no effect on a CPU, where Paddle computes in "
+                         "float32")
+
+
+def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.ImageSet, settings: TrainSettings,
+            validate_of: Callable[[datasets.ImageSet], Validate]) -> dict[str, float]:
+    """Two steps, a checkpoint, a reload and one evaluation on a cut-down set, then what a real run would do.
+
+    validate_of(images): makes the `validate` of `fit` for an image set.
+    """
+    world_size = runtime.world_size()
+    per_epoch = loader.steps_per_epoch(images, settings.batch_size, world_size)
+    few = datasets.subset(images, 2 * settings.batch_size * world_size, settings.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        short = dataclasses.replace(settings, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
+                                    warmup_steps=None, visualdl=False, train_cache=False)
+        accuracies = fit(net, stages, few, short, validate_of(few))
+        if runtime.rank() == 0:
+            checkpoint.build(checkpoint.load(folder))
+            size = sum(os.path.getsize(os.path.join(folder, name)) for name in ("final.pdparams", "final.pdopt"))
+            made = -(-settings.max_epoch // settings.save_freq)
+            if settings.save_every_steps:
+                made += settings.max_epoch * per_epoch // settings.save_every_steps
+            saved = min(KEEP_CHECKPOINTS + 1, made) + 1  # the newest, the best, and what is published
+            runtime.log_main(f"dry run passed. A real run: {settings.max_epoch} epochs of {per_epoch} steps, "
+                             f"{settings.max_epoch * per_epoch} steps in all, {settings.batch_size * world_size} "
+                             "images "
+                             f"each; up to {saved} checkpoints of {size / 1e6:.1f} MB in {settings.save_dir}")
+    return accuracies

@@ -1,0 +1,153 @@
+"""Recipes: what is trained by what loss for how long. A recipe is a list of stages, most often one.
+
+A YAML file of configs/ names samplers and objectives; here the names become functions, objects and steps.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ..space.arch import SearchSpace
+from ..system.errors import UserError
+from ..system.options import SupernetSettings, TrainSettings
+from . import objectives, optim, samplers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of a training.
+
+    sampler(seed, step, total steps): (role, arch) pairs of a step of the stage, see `samplers`. roles: all that these
+    and the objective can give. epochs: how long, in proportion to the other stages. lr, warmup: per 256 images and in
+    epochs; None as in the settings.
+    """
+
+    sampler: Callable
+    objective: objectives.Objective
+    roles: tuple[str, ...]
+    epochs: float = 1.0
+    lr: float | None = None
+    warmup: float | None = None
+
+
+class Span(NamedTuple):
+    """A stage in steps of a run: first .. last - 1, counted from 0."""
+
+    index: int
+    first: int
+    last: int
+    seed: int
+    stage: Stage
+    lr_of: Callable[[int], float]
+
+    def archs(self, step: int) -> samplers.Pairs:
+        """What to train at a step of the run."""
+        return self.stage.sampler(self.seed, step - self.first, self.last - self.first)
+
+    def lr(self, step: int) -> float:
+        """The learning rate at a step of the run."""
+        return self.lr_of(step - self.first)
+
+
+def standalone(settings: TrainSettings) -> list[Stage]:
+    """The recipe of a net on its own."""
+    objective = objectives.Standalone(settings.label_smoothing)
+    return [Stage(lambda seed, step, total_steps: [], objective, objective.roles)]
+
+
+def supernet(settings: SupernetSettings, candidates: SearchSpace | samplers.ArchList,
+             teacher: Callable | None = None) -> list[Stage]:
+    """The recipe that the settings name, for a supernet.
+
+    candidates: a `SearchSpace` or a `samplers.ArchList`. teacher: a fixed net, images [N, 3, H, W] to logits
+    [N, classes], for objectives that distil from one. Raises `UserError` for names and hyper-parameters that are not
+    there, for a missing teacher, and for a number of subnets that a sampler cannot give.
+    """
+    return [_stage(settings, each, candidates, teacher) for each in settings.stages or (None,)]
+
+
+def in_steps(stages: list[Stage], settings: TrainSettings, steps_per_epoch: int, world_size: int) -> list[Span]:
+    """The stages in steps: they share out `max_epoch` in proportion to their epochs. The last ends with the run."""
+    scale, done, first, spans = settings.max_epoch / sum(stage.epochs for stage in stages), 0.0, 0, []
+    for index, stage in enumerate(stages):
+        done += stage.epochs * scale
+        last = settings.max_epoch * steps_per_epoch if index == len(stages) - 1 else \
+            optim.epochs_to_steps(done, steps_per_epoch)
+        base = optim.scaled_lr(stage.lr or settings.lr, settings.batch_size, world_size)
+        seed = settings.seed if index == 0 else int(np.random.SeedSequence((settings.seed, index)).generate_state(1)[0])
+        spans.append(Span(index, first, last, seed, stage, optim.schedule(
+            settings, base, last - first, warmup_steps(stage, index, settings, steps_per_epoch), steps_per_epoch)))
+        first = last
+    return spans
+
+
+def warmup_steps(stage: Stage, index: int, settings: TrainSettings, steps_per_epoch: int) -> int:
+    """Steps of warm-up at the beginning of a stage."""
+    if stage.warmup is None and index == 0 and settings.warmup_steps is not None:
+        return settings.warmup_steps
+    warmup = stage.warmup if stage.warmup is not None else settings.warmup if index == 0 else 0.0
+    return optim.epochs_to_steps(warmup, steps_per_epoch)
+
+
+def roles(stages: list[Stage]) -> tuple[str, ...]:
+    """Every role of a loss of any stage, in order."""
+    return tuple(dict.fromkeys(role for stage in stages for role in stage.roles))
+
+
+def named(text: str, table: dict, what: str) -> tuple[object, dict]:
+    """`name` or `name(key=value, ...)` as (entry of the table, values by key), numbers and booleans as such.
+
+    what: what the table is of, in errors. The keys are checked by whoever uses them. Raises `UserError`.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+    if not match:
+        raise UserError(f"--{what} takes a name or name(key=value, ...), got {text!r}")
+    name, inside = match.groups()
+    if name not in table:
+        raise UserError(f"--{what} takes {', '.join(table)}; got {name!r}")
+    values = {}
+    for part in filter(None, map(str.strip, (inside or "").split(","))):
+        key, equals, value = map(str.strip, part.partition("="))
+        if not equals:
+            raise UserError(f"--{what} {text}: {part!r} is not of the form key=value")
+        values[key] = value
+    return table[name], values
+
+
+def _stage(settings, given, candidates, teacher):
+    sampler_text = given and given.sampler or settings.sampler
+    objective_text = given and given.objective or settings.objective
+    sampler, sampler_values = named(sampler_text, samplers.SAMPLERS, "sampler")
+    objective_class, values = named(objective_text, objectives.OBJECTIVES, "objective")
+    sampler_values = _hyper_parameters(sampler.draw, sampler_values, f"--sampler {sampler_text}")
+    values = _hyper_parameters(objective_class, values, f"--objective {objective_text}")
+    objective = objective_class(**{"label_smoothing": settings.label_smoothing, **values})
+    if objective.needs_teacher and teacher is None:
+        raise UserError(f"--objective {objective_text} distils from the full net, so it needs --pretrained")
+    objective.teacher = teacher
+
+    def sample(seed, step, total_steps):
+        return sampler.draw(candidates, seed, step, total_steps, settings.dyna_batch_size, **sampler_values)
+
+    sample(settings.seed, 0, 1)  # a wrong --dyna_batch_size shows here and not after the images have been read
+    lengths = {} if given is None else {"epochs": given.epochs, "lr": given.lr, "warmup": given.warmup}
+    return Stage(sample, objective, (*sampler.roles, *objective.roles), **lengths)
+
+
+def _hyper_parameters(function, values, where):
+    """Texts as the types of a function's (or class's) parameters with a default. Raises `UserError`."""
+    known = {name: parameter.annotation for name, parameter in inspect.signature(function).parameters.items()
+             if parameter.default is not parameter.empty}
+    converted = {}
+    for key, text in values.items():
+        if key not in known:
+            raise UserError(f"{where}: there is no hyper-parameter {key!r}; there are {', '.join(known) or 'none'}")
+        try:
+            converted[key] = {"true": True, "false": False}[text] if known[key] is bool else known[key](text)
+        except (KeyError, ValueError):
+            raise UserError(f"{where}: {key} takes a value of type {known[key].__name__}, got {text!r}") from None
+    return converted

@@ -1,0 +1,95 @@
+"""Where a run resumes, and what must not have changed until then."""
+
+import dataclasses
+import os
+
+import paddle
+
+from ..system import config, runtime
+from ..system.errors import UserError
+from ..system.options import TrainSettings
+from . import checkpoint
+
+#: What the checkpoint notes of a run and a resume must find again: its name in state.json, and how to call it.
+UNCHANGED = {"ranks": "processes", "classes": "classes", "images": "training images",
+             "names": "names of the training images"}
+
+
+def find(net: paddle.nn.Layer, facts: dict, settings: TrainSettings) -> checkpoint.Checkpoint | None:
+    """The checkpoint that a run resumes from, or None for one that begins.
+
+    1. `--resume PATH`: that checkpoint, or an error.
+    2. `--resume auto`: the newest complete checkpoint in --save_dir, if there is one.
+    3. otherwise `--pretrained`, which the script has loaded into the net already;
+    4. otherwise the initial weights.
+
+    facts: of the run as it is now, with the keys of UNCHANGED. Raises `UserError` for a checkpoint that this run cannot
+    resume exactly.
+    """
+    found = _checkpoint(settings)
+    if found:
+        _require_optimizer(found)
+        _require_unchanged(found, facts)
+        _require_same_net(found, net)
+        _require_same_settings(found, settings)
+        _require_own_folder(found, settings)
+    return found
+
+
+def _checkpoint(settings):
+    holds_a_run = bool(checkpoint.steps(settings.save_dir))
+    if settings.resume == "none":
+        if holds_a_run:
+            raise UserError(f"{settings.save_dir} holds the checkpoints of a run: --resume auto goes on with it, "
+                            "another --save_dir starts anew beside it")
+        return None
+    if settings.resume != "auto":
+        return checkpoint.load(settings.resume)
+    found = checkpoint.newest(settings.save_dir, runtime.log_main)
+    if found is None and holds_a_run:  # to begin anew here would hide that something is wrong
+        raise UserError(f"none of the checkpoints in {settings.save_dir} can be read; another --save_dir starts anew")
+    if found is None:
+        runtime.log_main(f"nothing to resume in {settings.save_dir}: starting from the beginning")
+    return found
+
+
+def _require_optimizer(found):
+    if "step" not in found.state or not found.optimizer:
+        raise UserError(f"--resume {found.path}: this holds weights only; --pretrained starts from them")
+
+
+def _require_unchanged(found, facts):
+    for name, what in UNCHANGED.items():
+        was, now = found.state.get(name, facts[name]), facts[name]  # older runs did not note the names
+        if was != now:
+            if name == "classes":  # of maybe a thousand
+                was, now = sorted(set(was) - set(now))[:3], sorted(set(now) - set(was))[:3]
+            raise UserError(f"--resume {found.path}: the {what} have changed ({was} then, {now} now), so the run "
+                            "cannot go on exactly")
+
+
+def _require_same_net(found, net):
+    if checkpoint.describe(net) != found.state["net"]:
+        raise UserError(f"--resume {found.path}: this is a checkpoint of another net: {_shown(found.state['net'])}; "
+                        f"the settings ask for {_shown(checkpoint.describe(net))}")
+
+
+def _require_same_settings(found, settings):
+    before, now = config.current(type(settings), found.state["settings"]), config.as_data(settings)
+    resumable = sorted(item.name for item in dataclasses.fields(settings) if item.metadata["resumable"])
+    for name, value in now.items():
+        if name not in resumable and name in before and before[name] != value:
+            raise UserError(f"--resume {found.path}: --{name} was {before[name]} and is now {value}; a run can be "
+                            f"resumed with other {', '.join(name for name in resumable if name in before)} only")
+
+
+def _require_own_folder(found, settings):
+    inside = os.path.realpath(found.path).startswith(os.path.join(os.path.realpath(settings.save_dir), ""))
+    if not inside and checkpoint.newest(settings.save_dir, runtime.log_main):
+        raise UserError(f"--resume {found.path} lies outside --save_dir {settings.save_dir}, which holds checkpoints "
+                        "of its own: --resume auto goes on with those, another --save_dir goes on from that one")
+
+
+def _shown(description):
+    what = description.get("arch") or ",".join(map(str, description["space"]["base_channels"])) + " wide"
+    return f"{description['kind']} {what}, {description['num_classes']} classes"

@@ -1,0 +1,84 @@
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+
+from resnet48.nets import conv_algorithms
+from resnet48.space.arch import FULL
+
+KERNELS = [(3, 1), (3, 2), (1, 1), (1, 2), (7, 2)]  # with their strides: those of the nets, tied and untied
+SIZES = [1, 2, 3, 4, 5, 7, 8, 14, 16, 17, 28]
+assert {1, 2, conv_algorithms.UNFOLD_UP_TO, conv_algorithms.UNFOLD_UP_TO + 1} <= set(SIZES)
+
+
+def library(x, weight, stride):
+    return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+
+def values_and_gradients(convolve, x, weight, stride):
+    x, weight = x.clone().detach(), weight.clone().detach()
+    x.stop_gradient = weight.stop_gradient = False
+    y = convolve(x, weight, stride)
+    (y * paddle.arange(y.size, dtype="float32").reshape(y.shape)).mean().backward()
+    return y.numpy(), x.grad.numpy(), weight.grad.numpy()
+
+
+def require_equal(values, expected):
+    for ours, theirs in zip(values, expected):
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("in_width, width",
+                         [(5, 4), (conv_algorithms.NARROW_UP_TO + 2, conv_algorithms.NARROW_UP_TO + 1)])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kernel, stride", KERNELS)
+def test_every_way_to_run_a_convolution_gives_the_librarys_values_and_gradients(
+        size, kernel, stride, in_width, width):
+    paddle.seed(0)
+    x, weight = paddle.randn([3, in_width, size, size]), paddle.randn([width, in_width, kernel, kernel])
+    expected = values_and_gradients(library, x, weight, stride)
+    require_equal(values_and_gradients(conv_algorithms.conv2d, x, weight, stride), expected)
+    for dense_up_to in (0, conv_algorithms.DENSE_ONCE_UP_TO, conv_algorithms.DENSE_UP_TO):
+        laid_out = conv_algorithms.convolution(weight, size, stride, dense_up_to)
+        for images in (x, x[:1], x):  # one layout for many calls, of any batch
+            require_equal([laid_out(images).numpy()], [library(images, weight, stride).numpy()])
+
+
+@pytest.mark.parametrize("image_size, batch", [(32, 2), (64, 2), pytest.param(224, 1, marks=pytest.mark.slow)])
+def test_every_convolution_of_the_full_net_has_the_librarys_values_and_gradients(image_size, batch):
+    paddle.seed(0)
+    seen = {(3, 64, 7, 2, image_size)}
+    size = image_size // 4
+    for block in FULL.largest().blocks():
+        seen.add((block.in_width, block.inner_width, 3, block.stride, size))
+        if block.projects:
+            seen.add((block.in_width, block.out_width, 1, block.stride, size))
+        size //= block.stride
+        seen.add((block.inner_width, block.out_width, 3, 1, size))
+    assert len(seen) == 1 + 4 + 2 * 3
+    for in_width, width, kernel, stride, size in seen:
+        x, weight = paddle.randn([batch, in_width, size, size]), paddle.randn([width, in_width, kernel, kernel])
+        require_equal(values_and_gradients(conv_algorithms.conv2d, x, weight, stride),
+                      values_and_gradients(library, x, weight, stride))
+
+
+@pytest.mark.parametrize("kernel, stride", KERNELS)
+def test_weights_are_laid_out_in_no_more_bytes_than_said(kernel, stride):
+    weight = paddle.randn([conv_algorithms.NARROW_UP_TO + 1, conv_algorithms.NARROW_UP_TO + 2, kernel, kernel])
+    taken = max(4 * int(kept.cell_contents.size) for size in SIZES
+                for kept in conv_algorithms.convolution(weight, size, stride).__closure__
+                if isinstance(kept.cell_contents, paddle.Tensor))
+    assert taken <= conv_algorithms.layout_bytes(weight) and (taken == conv_algorithms.layout_bytes(weight)
+                                                              or (kernel, stride) == (3, 2))
+
+
+def test_a_single_gradient_can_be_asked_for():
+    width = conv_algorithms.NARROW_UP_TO + 1  # wide enough for Winograd's, which writes its gradients down itself
+    x, weight = paddle.randn([2, width, 4, 4]), paddle.randn([width + 2, width, 3, 3])
+    for frozen, moving in ((x, weight), (weight, x)):
+        frozen.stop_gradient, moving.stop_gradient = True, False
+        expected, = paddle.grad(library(x, weight, 1).square().sum(), moving)
+        found, = paddle.grad(conv_algorithms.conv2d(x, weight).square().sum(), moving)
+        require_equal([found.numpy()], [expected.numpy()])
+        assert frozen.grad is None

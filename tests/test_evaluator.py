@@ -1,0 +1,347 @@
+"""The evaluator against the plain reference that runs each arch on its own, and what its pieces are named by."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import paddle
+import pytest
+from commands import image_folder
+
+from resnet48.evaluation import accuracy, evaluator, prefix_tree, tree_forward
+from resnet48.evaluation.journal import Journal
+from resnet48.images import cache, datasets
+from resnet48.nets.supernet import Supernet
+from resnet48.space.arch import FULL, PUBLISHED, ArchConfig
+from resnet48.space.arch_list import Entry
+from resnet48.system import runtime
+from resnet48.system.errors import UserError
+
+WIDTHS = (4, 8, 16, 32)
+SPACES = {"pool": PUBLISHED.narrowed(WIDTHS, 1), "full": FULL.narrowed(WIDTHS, 1),
+          "two channels": FULL.narrowed((2, 2, 4, 4), 1)}
+LISTS = ["random", "one", "same beginnings", "within one another", "same widths"]
+CLASSES = 7
+NAMES = tuple(map(str, range(CLASSES)))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """90 validation and 70 training images, 32 pixels, in seven classes: noise around many different levels."""
+    rng = np.random.default_rng(1)
+
+    def split(count):
+        levels = rng.uniform(0, 200, (count, 4, 4, 3)).repeat(10, axis=1).repeat(10, axis=2)[:, :37, :37]
+        return datasets.Split((levels + rng.uniform(0, 55, levels.shape)).astype("uint8"),
+                              rng.integers(0, CLASSES, count))
+
+    return datasets.ImageSet("noise", NAMES, split(70), split(90), 32)
+
+
+def supernet(space, seed=0):
+    """A net that has learnt nothing, with running statistics that fit its largest arch."""
+    paddle.seed(seed)
+    rng, net = np.random.default_rng(seed), Supernet(space, CLASSES)
+    for name, value in net.state_dict().items():
+        if "bn" in name and name.endswith(("weight", "bias")):
+            value.set_value(rng.uniform(0.5, 1.5, value.shape).astype("float32"))
+    net.eval()
+    accuracy.calibrate(net, space.largest(), rng.integers(0, 256, (50, 3, 32, 32), "uint8")).store()
+    return net
+
+
+@pytest.fixture(scope="module")
+def net():
+    return supernet(SPACES["pool"])
+
+
+def archs_of(space, kind):
+    """Some archs of a space that have this in common."""
+    rng = np.random.default_rng(2)
+    if kind == "one":
+        return [space.sample(rng)]
+    if kind == "random":
+        return [space.sample(rng) for _ in range(12)]
+    if kind == "same beginnings":
+        arch = next(arch for arch in iter(lambda: space.sample(rng), None) if arch.depths[3] == 3)
+        return [ArchConfig.parse(arch.code[:45] + digit + arch.code[46:], space) for digit in space.codes[4]]
+    if kind == "within one another":
+        return [ArchConfig.parse(f"23{third}{fourth}1" + "1111".ljust(10, "0") + "313131".ljust(10, "0")
+                                 + ("2" * 2 * third).ljust(16, "0") + ("1" * 2 * fourth).ljust(10, "0"), space)
+                for third, fourth in ((4, 5), (4, 3), (3, 2), (4, 2))]
+    code = space.largest().code
+    return [ArchConfig.parse(code[:5] + digit + code[6:], space) for digit in "12"]  # both 4 channels, or both 2
+
+
+def sample(images, val_images=None, calib_images=28, seed=0):
+    return accuracy.Sample.of(images, val_images, calib_images, seed)
+
+
+def evaluated(root, net, archs, images, digest="weights", chunk=32, fresh=False, **which):
+    """Counts and number of images of an evaluation over the tree, below `root`. which: images, see `sample`."""
+    chosen = sample(images, **which)
+    return evaluator.evaluate_list(net, opened(root, net, archs, chosen, digest, chunk, fresh),
+                                   prefix_tree.traversal(archs), chosen)
+
+
+def opened(root, net, archs, chosen, digest="weights", chunk=32, fresh=False, precision="fp32"):
+    entries = [Entry(f"arch{place}", arch.code, arch) for place, arch in enumerate(archs)]
+    return evaluator.open_journal(str(root), digest, entries, prefix_tree.traversal(archs), net, chosen, precision,
+                                  chunk, fresh)
+
+
+def one_by_one(net, archs, images, **which):
+    return evaluator.counts_one_by_one(net, archs, sample(images, **which), batch_size=256)
+
+
+def assert_same(found, expected):
+    assert found[1] == expected[1]
+    assert np.array_equal(found[0], expected[0])
+
+
+# ---- the same counts as each arch on its own
+
+@pytest.mark.parametrize("calib_images", [28, 0])
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("space", SPACES)
+def test_the_counts_are_those_of_each_arch_on_its_own(tmp_path, images, monkeypatch, space, kind, calib_images):
+    monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", 5)
+    net, archs = supernet(SPACES[space]), archs_of(SPACES[space], kind)
+    found = evaluated(tmp_path, net, archs, images, calib_images=calib_images)
+    assert_same(found, one_by_one(net, archs, images, calib_images=calib_images))
+    assert found[0].shape == (len(archs), 2) and found[1] == 90
+    if calib_images and kind not in ("one", "same widths"):
+        assert len(set(map(tuple, found[0]))) > 1  # the images do tell the archs apart
+
+
+@pytest.mark.parametrize("chunk", [2, 89, 90, 1000, None])
+@pytest.mark.parametrize("archs_per_shard", [1, 5, 500])
+def test_chunks_and_shards_of_any_size_give_the_same_counts(tmp_path, images, net, monkeypatch, chunk, archs_per_shard):
+    monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", archs_per_shard)
+    archs = archs_of(SPACES["pool"], "random")[:6]
+    assert_same(evaluated(tmp_path, net, archs, images, chunk=chunk), one_by_one(net, archs, images))
+
+
+@pytest.mark.parametrize("val_images", [1, 20, 1000])
+def test_so_many_validation_images_are_counted(tmp_path, images, net, val_images):
+    archs = archs_of(SPACES["pool"], "random")[:3]
+    found = evaluated(tmp_path, net, archs, images, val_images=val_images)
+    assert_same(found, one_by_one(net, archs, images, val_images=val_images))
+    assert found[1] == min(val_images, 90)
+
+
+def test_unreadable_images_are_left_out_of_both(tmp_path, net):
+    folder = image_folder(tmp_path / "images", NAMES)
+    for name in ("val/2/0.JPEG", "train/5/1.png"):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(b"not an image")
+    images, archs = load(folder, skip_bad=True), archs_of(SPACES["pool"], "random")[:3]
+    found = evaluated(tmp_path / "journal", net, archs, images, calib_images=100)
+    assert_same(found, one_by_one(net, archs, images, calib_images=100))
+    assert found[1] == 20
+
+
+# ---- what pieces are named by
+
+def load(folder, size=32, skip_bad=False):
+    return datasets.load(str(folder), size, skip_bad=skip_bad)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("images") / "images", NAMES)
+
+
+@pytest.mark.parametrize("change, differs", [
+    ({"digest": "others"}, "weights"), ({"archs": 2}, ""), ({"size": 28}, "calibration image_size validation"),
+    ({"calib_images": 27}, "calibration"), ({"calib_images": 0}, "calibration"), ({"precision": "fp16"}, "amp"),
+    ({"seed": 1}, "calibration validation"), ({"val_images": 20}, "validation"),
+    ({"skip_bad": True}, "calibration validation"), ({"space": PUBLISHED.narrowed(WIDTHS, 2)}, "space")])
+def test_a_changed_input_uses_no_piece_of_another_evaluation(tmp_path, folder, net, change, differs):
+    def only(*names):
+        return {name: value for name, value in change.items() if name in names}
+
+    archs = archs_of(SPACES["pool"], "random")[:3]
+    before = opened(tmp_path, net, archs, sample(load(folder)))
+    changed = opened(tmp_path, supernet(change["space"]) if "space" in change else net, archs[:change.get("archs", 3)],
+                     sample(load(folder, **only("size", "skip_bad")), **only("calib_images", "val_images", "seed")),
+                     **only("digest", "precision"))
+    assert changed.folder != before.folder
+    assert " ".join(sorted(name for name, value in before.plan["inputs"].items()
+                           if changed.plan["inputs"][name] != value)) == differs
+
+
+@pytest.mark.parametrize("part", ["val/1/1.png", "train/1/1.png"])
+@pytest.mark.parametrize("aspect", ["time", "size", "name", "content"])
+def test_a_changed_image_uses_no_piece_of_another_evaluation(tmp_path, folder, net, part, aspect):
+    archs, copy = archs_of(SPACES["pool"], "random")[:3], tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    before, path = opened(tmp_path, net, archs, sample(load(copy), calib_images=1000)), copy / part
+    times = path.stat()
+    if aspect == "size":
+        path.write_bytes(path.read_bytes() + b"\0")
+    elif aspect == "content":
+        shutil.copyfile(copy / part.replace("/1/", "/2/"), path)
+    if aspect == "name":
+        path.rename(path.with_name("1a.png"))
+    elif aspect != "content":
+        os.utime(path, ns=(0, times.st_mtime_ns + (aspect == "time")))
+    assert opened(tmp_path, net, archs, sample(load(copy), calib_images=1000)).folder != before.folder
+
+
+def test_what_the_counts_do_not_depend_on_finds_the_same_pieces(tmp_path, folder, net):
+    archs = archs_of(SPACES["pool"], "random")[:3]
+    before = opened(tmp_path, net, archs, sample(load(folder)))
+    other = replace(load(folder), workers=0, cache_dir=str(tmp_path / "cache"))
+    again = opened(tmp_path, net, archs, sample(other), chunk=4)
+    assert (again.folder, again.plan) == (before.folder, before.plan)
+
+
+def test_other_weights_give_their_own_counts_beside_those_of_the_first(tmp_path, images, net):
+    archs, other = archs_of(SPACES["pool"], "random")[:4], supernet(SPACES["pool"], seed=1)
+    first = evaluated(tmp_path, net, archs, images, "first")
+    second = evaluated(tmp_path, other, archs, images, "second")
+    assert_same(second, one_by_one(other, archs, images))
+    assert not np.array_equal(first[0], second[0])
+    assert_same(evaluated(tmp_path, net, archs, images, "first"), first)
+
+
+@pytest.mark.parametrize("calib_images", [28, 0])
+def test_a_folder_of_the_layout_that_has_always_been_is_continued(tmp_path, images, net, monkeypatch, calib_images):
+    """Files as older versions wrote them, one of them missing: only that one is made, and no other folder is begun."""
+    monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", 3)
+    archs = archs_of(SPACES["pool"], "random")[:5]
+    counts = evaluated(tmp_path / "made", net, archs, images, calib_images=calib_images)
+    made = Journal.newest(str(tmp_path / "made"))
+    calibration = datasets.balanced_sample(images.train.labels, 28, 0)
+    inputs = {"weights": "weights", "space": net.space.to_dict(), "image_size": 32, "amp": "none",
+              "validation": cache.fingerprint(images.val, datasets.balanced_sample(images.val.labels, 90, 0), 32),
+              "calibration": cache.fingerprint(images.train, calibration, 32) if calib_images else None}
+    codes = [[f"arch{place}", arch.code] for place, arch in enumerate(archs)]
+    identity = json.dumps({"format": 1, "inputs": inputs, "codes": codes, "images": 90}, sort_keys=True)
+    old = tmp_path / "old" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    old.mkdir(parents=True)
+    (old / "plan.json").write_text(
+        json.dumps({"inputs": inputs, "codes": codes, "images": 90, "chunk": 32, "shards": 2}))
+    names = [f"counts-{chunk}-{shard}.npy" for chunk in ("0000000-0000032", "0000032-0000064", "0000064-0000090")
+             for shard in ("0000", "0001")]
+    if calib_images:
+        names += ["statistics-0000.npy", "statistics-0001.npy"]
+    missing = names.pop(3)
+    for name in names:
+        np.save(old / name, np.load(os.path.join(made.folder, name)))
+    written, write = [], Journal.write
+    monkeypatch.setattr(Journal, "write", lambda self, task, array: (written.append(self.path(task)),
+                                                                     write(self, task, array)))
+    found = evaluated(tmp_path / "old", net, archs, images, calib_images=calib_images, chunk=7)
+    assert written == [str(old / missing)] and [path for path in (tmp_path / "old").iterdir() if path.is_dir()] == [old]
+    assert_same(found, counts)
+    for name in ("plan.json", *names, missing):
+        assert (old / name).read_bytes() == pathlib.Path(made.folder, name).read_bytes()
+
+
+# ---- what is done stays done
+
+def pieces_of(journal):
+    return [*journal.statistics_tasks(), *journal.counts_tasks()]
+
+
+@pytest.fixture
+def done(tmp_path, images, net, monkeypatch):
+    """(archs, their counts, the journal) of an evaluation that is done, in two shards and three chunks."""
+    monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", 3)
+    archs = archs_of(SPACES["pool"], "random")[:5]
+    counts = evaluated(tmp_path, net, archs, images)
+    return archs, counts, Journal.newest(str(tmp_path))
+
+
+def test_running_again_computes_nothing(tmp_path, images, net, monkeypatch, done):
+    archs, counts, journal = done
+    before = {task: os.stat(journal.path(task)).st_mtime_ns for task in pieces_of(journal)}
+    assert len(before) == 2 + 2 * 3
+    monkeypatch.setattr(tree_forward, "forward_tree", None)
+    assert_same(evaluated(tmp_path, net, archs, images), counts)
+    assert before == {task: os.stat(journal.path(task)).st_mtime_ns for task in pieces_of(journal)}
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_deleted_piece_is_the_only_one_that_is_made_again(tmp_path, images, net, monkeypatch, done, place):
+    archs, counts, journal = done
+    task, written = pieces_of(journal)[place], []
+    content = np.array(journal.read(task))
+    os.unlink(journal.path(task))
+    write = Journal.write
+    monkeypatch.setattr(Journal, "write", lambda self, name, array: (written.append(name), write(self, name, array)))
+    assert_same(evaluated(tmp_path, net, archs, images), counts)
+    assert written == [task] and np.array_equal(journal.read(task), content)
+
+
+@pytest.mark.parametrize("torn, missing", [(2, None), (0, 2)], ids=["counts", "statistics"])
+def test_a_torn_piece_stops_with_its_name_and_after_deleting_it_all_is_well(tmp_path, images, net, done, torn, missing):
+    archs, counts, journal = done
+    path = journal.path(pieces_of(journal)[torn])
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) - 1)
+    if missing is not None:
+        os.unlink(journal.path(pieces_of(journal)[missing]))
+    with pytest.raises(UserError, match=f"^{path} is not readable .*; delete it and it is made again$"):
+        evaluated(tmp_path, net, archs, images)
+    os.unlink(path)
+    assert_same(evaluated(tmp_path, net, archs, images), counts)
+
+
+def test_fresh_makes_every_piece_again(tmp_path, images, net, done):
+    archs, counts, journal = done
+    task = journal.counts_tasks()[0]
+    journal.write(task, journal.read(task) * [1, 0, 0])
+    assert evaluated(tmp_path, net, archs, images)[0].sum() < counts[0].sum()  # what is there is believed
+    assert_same(evaluated(tmp_path, net, archs, images, fresh=True), counts)
+
+
+def test_fresh_is_refused_to_one_of_several_processes(tmp_path, images, net, monkeypatch, done):
+    monkeypatch.setattr(runtime, "world_size", lambda: 2)
+    with pytest.raises(UserError, match=f"^--fresh is for one process, not for 2: delete {tmp_path} and go without"):
+        evaluated(tmp_path, net, done[0], images, fresh=True)
+    assert done[2].counts()[1] == 90
+
+
+def test_a_result_that_others_have_deleted_is_not_taken_for_a_whole_one(tmp_path, images, net, monkeypatch, done):
+    archs, counts, journal = done
+    os.unlink(journal.path(journal.counts_tasks()[-1]))
+    write = Journal.write
+
+    def write_and_lose(self, task, array):
+        write(self, task, array)
+        os.unlink(self.path(self.counts_tasks()[0]))
+
+    monkeypatch.setattr(Journal, "write", write_and_lose)
+    with pytest.raises(UserError, match="^pieces in .* have been deleted meanwhile; the same command "):
+        evaluated(tmp_path, net, archs, images)
+    monkeypatch.undo()
+    assert_same(evaluated(tmp_path, net, archs, images), counts)
+
+
+def test_what_is_there_so_far_is_right_on_the_images_it_rests_on(images, net, done):
+    archs, counts, journal = done
+    os.unlink(journal.path(journal.counts_tasks((32, 64))[1]))
+    found, total = journal.counts()
+    assert total == 32 + 26
+    order = sample(images).validation
+    order = np.r_[order[:32], order[64:]]
+    seen = datasets.Split(images.val.images[order], images.val.labels[order])
+    part = datasets.ImageSet("part", images.classes, images.train, seen, 32)
+    assert np.array_equal(found, one_by_one(net, archs, part)[0])
+
+
+@pytest.mark.parametrize("memory, shards", [(1, 1), (10 ** 7, 1), (10 ** 8, 3), (10 ** 12, 1)])
+def test_the_chunk_fits_into_memory_and_into_the_images(monkeypatch, memory, shards):
+    archs = archs_of(SPACES["pool"], "random")
+    cost = tree_forward.cost(prefix_tree.traversal(archs), 32, 10)
+    monkeypatch.setattr(evaluator, "_memory", lambda: memory)
+    chunk = evaluator.choose_chunk(cost, shards, 50_000)
+    assert 1 <= chunk <= 50_000 and evaluator.choose_chunk(cost, shards, 45) <= 45
+    assert chunk == 1 or chunk * cost.path_bytes <= memory

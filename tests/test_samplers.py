@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from resnet48.space.arch import PUBLISHED, ArchConfig
+from resnet48.system.errors import UserError
+from resnet48.training import samplers
+
+SAMPLERS = [sampler.draw for sampler in samplers.SAMPLERS.values()]
+
+
+@pytest.mark.parametrize("sample", SAMPLERS)
+def test_the_archs_of_a_step_depend_on_seed_and_step_only(sample):
+    first = sample(PUBLISHED, 3, 17, 100, 5)
+    sample(PUBLISHED, 3, 18, 100, 5)
+    np.random.seed(1)
+    assert sample(PUBLISHED, 3, 17, 100, 5) == first
+    assert sample(PUBLISHED, 3, 16, 100, 5) != first and sample(PUBLISHED, 4, 17, 100, 5) != first
+
+
+@pytest.mark.parametrize("sample", SAMPLERS)
+def test_sampling_leaves_numpys_global_generator_alone(sample):
+    before = np.random.get_state()[1].tolist(), np.random.get_state()[2]
+    sample(PUBLISHED, 0, 0, 100, 4)
+    assert (np.random.get_state()[1].tolist(), np.random.get_state()[2]) == before
+
+
+def test_archs_of_a_step_do_not_change_when_more_are_drawn():
+    assert samplers.uniform(PUBLISHED, 0, 5, 100, 7)[:3] == samplers.uniform(PUBLISHED, 0, 5, 100, 3)
+    assert samplers.sandwich(PUBLISHED, 0, 5, 100, 7)[:4] == samplers.sandwich(PUBLISHED, 0, 5, 100, 4)
+
+
+def test_the_sandwich_is_the_largest_the_smallest_and_random_ones():
+    roles, archs = zip(*samplers.sandwich(PUBLISHED, 0, 9, 100, 5))
+    assert roles == ("largest", "smallest", "random", "random", "random")
+    assert archs[:2] == (PUBLISHED.largest(), PUBLISHED.smallest())
+    assert len(set(archs)) == 5
+
+
+@pytest.mark.parametrize("count", [1, 0])
+def test_a_sandwich_of_fewer_than_two_is_refused_by_the_flags_name(count):
+    with pytest.raises(UserError, match=f"--dyna_batch_size must be 2 or more for the sandwich rule, got {count}"):
+        samplers.sandwich(PUBLISHED, 0, 0, 100, count)
+
+
+def test_uniform_archs_are_all_random_and_different_from_step_to_step():
+    drawn = [pair for step in range(20) for pair in samplers.uniform(PUBLISHED, 0, step, 20, 4)]
+    assert {role for role, _ in drawn} == {"random"}
+    assert len({arch for _, arch in drawn}) == 80
+
+
+def test_archs_are_of_the_space_that_is_given(narrow_published):
+    for _, arch in samplers.uniform(narrow_published, 0, 0, 100, 20):
+        assert ArchConfig.parse(arch.code, narrow_published) == arch
+
+
+def test_a_seed_means_the_same_archs_in_every_version_so_that_runs_can_be_repeated():
+    (_, arch), = samplers.uniform(PUBLISHED, 0, 0, 100, 1)
+    assert arch.code == "238232313000000213121000055151515453515252434000000"
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
+def test_every_sampler_says_all_roles_that_it_gives_and_gives_as_many_archs_as_asked_for(sampler, narrow_published):
+    seen = set()
+    for step in range(20):
+        pairs = sampler.draw(narrow_published, 0, step, 20, 5)
+        assert len(pairs) == 5
+        seen |= {role for role, _ in pairs}
+    assert seen == set(sampler.roles)
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
+def test_every_sampler_draws_from_a_list_of_archs_too(sampler, narrow_published, rng):
+    archs = [narrow_published.sample(rng) for _ in range(6)]
+    drawn = [pair for step in range(20) for pair in sampler.draw(samplers.ArchList(archs), 0, step, 20, 4)]
+    assert {arch for _, arch in drawn} == set(archs)
+    for role, extreme in (("largest", max), ("smallest", min)):
+        assert {arch.macs() for each, arch in drawn if each == role} <= {extreme(arch.macs() for arch in archs)}
