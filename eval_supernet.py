@@ -17,7 +17,7 @@ from resnet48.training import checkpoint
 
 
 def run(settings):
-    """Evaluate the archs of a list with the supernet's weights and write the submission; goes on where it stopped."""
+    """Evaluate the archs of a list with the supernet's weights and write the submission; resumes where it stopped."""
     config.require(settings, "checkpoint", "archs")
     files.require_writable(settings.output)
     # The ranks meet in the journal's folder and nowhere else.
@@ -33,7 +33,7 @@ def run(settings):
     sample = accuracy.Sample.of(images, settings.val_images, settings.calib_images, settings.seed)
     root = journal_root(settings.output)
     with runtime.stoppable("nothing is kept of --one_by_one" if settings.one_by_one else
-                           f"what is finished is kept in {root}, the same command goes on"):
+                           f"what is finished is kept in {root}, the same command resumes"):
         counts, total = evaluated(net, digest, chosen, sample, settings, root)
     about = {"net": checkpoint.describe(net), "image_size": images.size, "settings": dataclasses.asdict(settings),
              "versions": runtime.versions()}
@@ -104,7 +104,7 @@ def verify(settings):
     digest = files.sha256_of(checkpoint.load(settings.checkpoint).weights_file) if settings.checkpoint else None
     findings = submission.verify(settings.submission, settings.archs, digest)
     if findings:
-        raise UserError(f"{settings.submission} is not ready to hand in: " + "; ".join(findings))
+        raise UserError(f"{settings.submission} is not ready to submit: " + "; ".join(findings))
     print(f"{settings.submission} is complete and matches its list and manifest")
 
 

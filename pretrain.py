@@ -33,7 +33,7 @@ def run(settings):
 
 
 def truth(settings):
-    """Train every subnet of a list on its own and write their accuracies; goes on where it was stopped."""
+    """Train every subnet of a list on its own and write their accuracies; resumes where it stopped."""
     config.require(settings, "archs")
     files.require_writable(settings.truth)
     space = FULL.narrowed(settings.channels(), settings.divisor)
@@ -94,7 +94,7 @@ def initial_net(arch, images, path, settings):
         raise UserError(f"{path} is a supernet of other widths; it needs --base_channels {widths} "
                         f"--divisor {supernet.space.divisor}")
     net = extract(supernet, arch)
-    # The running statistics of a supernet are those of no subnet.
+    # The running statistics of a supernet belong to none of its subnets.
     accuracy.calibrate_alone(net, accuracy.calibration_images(images, settings.calib_images, settings.seed))
     return net
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # From nothing to a submission: set up the environment if needed, train the supernet, evaluate the arch list, write the
-# submission, and score it where there is a truth to score against. Run it again after an interruption: it goes on.
+# submission, and score it where there is a truth to score against. Run it again after an interruption: it resumes.
 #
 #   sh train_supernet.sh                                   a small supernet on built-in digits, minutes on a CPU
 #   IMAGE_DIR=/data/ILSVRC2012 ARCHS=list.json sh train_supernet.sh     the real thing
@@ -46,7 +46,7 @@ step() {
 step "training the supernet in $OUTPUT/train"
 launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} \
     ${PRETRAINED:+--pretrained "$PRETRAINED"} "$@" || exit $?
-[ -f "$OUTPUT/train/final.pdparams" ] || exit 0 # stopped by a signal; the program has said how to go on
+[ -f "$OUTPUT/train/final.pdparams" ] || exit 0 # stopped by a signal; the program has said how to resume
 
 if [ -z "${ARCHS:-}" ]; then
     ARCHS=$OUTPUT/archs.json

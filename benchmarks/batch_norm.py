@@ -1,5 +1,5 @@
-"""Whether a node of the evaluator's tree should fold its batch norm into its convolution: what tree_forward.py decides
-by.
+"""Whether a node of the evaluator's tree should fold its batch norm into its convolution: what tree_forward.py relies
+on.
 
     python3 benchmarks/batch_norm.py
 

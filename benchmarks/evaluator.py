@@ -6,7 +6,7 @@ Three ways in one run, on the same decoded images, weights and threads, each com
 every subnet on as many images as it then evaluates:
 (a) each extracted subnet in a plain eager loop, in a process without the settings of resnet48/system/machine.py;
 (b) the same loop with them;
-(c) the evaluator's walk over the tree.
+(c) the evaluator, over the tree.
 The archs are a run of neighbours in the tree of the whole list, with the way to the first of them counted in full, so
 they share a little less than the list does.
 """

@@ -1,4 +1,4 @@
-"""Arch codes on the command line: what one means, and a list of random ones.
+"""Arch codes on the command line: describe one, sample a list.
 
     python -m resnet48 describe CODE
     python -m resnet48 sample N --output list.json

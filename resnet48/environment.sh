@@ -27,7 +27,7 @@ set_up() {
     echo "setting up .venv from $REQUIREMENTS (once; some minutes)"
     "$base" -m venv .venv || fail "cannot make a virtual environment in .venv (on Debian: apt-get install python3-venv)"
     .venv/bin/python -m pip install --quiet -r "$REQUIREMENTS" ${1:+-r "$1"} ||
-        fail "pip could not install $REQUIREMENTS${1:+ and $1}; its message stands above"
+        fail "pip could not install $REQUIREMENTS${1:+ and $1}; see its message above"
     has_packages .venv/bin/python || fail "packages are missing in .venv although pip succeeded; remove .venv and retry"
     PYTHON=$PWD/.venv/bin/python
 }

@@ -1,4 +1,5 @@
-"""Weights that are missing, torn, foreign or for another net, and places that cannot be written: one clear sentence."""
+"""Weights that are missing, corrupt, foreign or for another net, and places that cannot be written: one clear
+sentence."""
 
 import json
 import os
@@ -63,10 +64,10 @@ def text():
 NOT_CHECKPOINTS = {
     "missing": (lambda: None, "there is no checkpoint at bad.pdparams"),
     "a folder without one": (lambda: os.mkdir("bad.pdparams"), "there is no checkpoint at bad.pdparams"),
-    "text": (text, "bad.pdparams is not a Paddle checkpoint, or is torn"),
-    "empty": (lambda: open("bad.pdparams", "w").close(), "bad.pdparams is not a Paddle checkpoint, or is torn"),
-    "cut short": (cut_short, "bad.pdparams is not a Paddle checkpoint, or is torn"),
-    "one byte changed": (one_byte_changed, "the checkpoint bad.pdparams is torn"),
+    "text": (text, "bad.pdparams is not a Paddle checkpoint, or is corrupt"),
+    "empty": (lambda: open("bad.pdparams", "w").close(), "bad.pdparams is not a Paddle checkpoint, or is corrupt"),
+    "cut short": (cut_short, "bad.pdparams is not a Paddle checkpoint, or is corrupt"),
+    "one byte changed": (one_byte_changed, "the checkpoint bad.pdparams is corrupt"),
     "a run without its state": (run_without_its_state, "bad.pdparams holds no complete checkpoint"),
     "a list": (lambda: pickled([1, 2]), "bad.pdparams does not hold named weights, but a list"),
     "numbers for names": (lambda: pickled({1: np.zeros(3)}), "bad.pdparams does not hold named weights"),
@@ -87,7 +88,7 @@ def test_what_is_no_checkpoint_is_refused_by_every_command_that_reads_one(here, 
 def test_noise_is_refused_as_a_checkpoint(here, seed):
     noise = np.random.default_rng(seed).integers(0, 256, 4000).astype("uint8").tobytes()
     (here / "bad.pdparams").write_bytes((b"", b"\x80\x04", b"\x80\x02}", b"PK\x03\x04")[seed % 4] + noise)
-    assert "bad.pdparams is not a Paddle checkpoint, or is torn" in refusal((*READERS["eval"], "bad.pdparams"), here)
+    assert "bad.pdparams is not a Paddle checkpoint, or is corrupt" in refusal((*READERS["eval"], "bad.pdparams"), here)
 
 
 # ---- checkpoints for something else
@@ -146,15 +147,15 @@ def test_a_run_does_not_go_on_as_another_arch_or_with_other_classes(here, words,
 
 
 @pytest.mark.parametrize("name", ["net.pdparams", "net.pdopt", "state.json"])
-def test_a_checkpoint_that_is_cut_short_is_named_and_the_run_goes_on_from_the_one_before(here, name):
+def test_a_checkpoint_that_is_cut_short_is_named_and_the_run_resumes_from_the_one_before(here, name):
     words = (*TRAINING, "--save_dir", "supernet", "--max_epoch")
     good(call(*words, 2))
     before, last = (f"supernet/checkpoints/step-0000000{step}" for step in (3, 6))
     with open(f"{last}/{name}", "r+b") as file:
         file.truncate(os.path.getsize(f"{last}/{name}") // 2)
-    assert f"the checkpoint {last} is torn: " in refusal((*words, 2, "--resume", last), here)
+    assert f"the checkpoint {last} is corrupt: " in refusal((*words, 2, "--resume", last), here)
     said = good(call(*words, 2)).out
-    assert f"the checkpoint {last} is torn: " in said and f"resumed {before} at step 3" in said
+    assert f"the checkpoint {last} is corrupt: " in said and f"resumed {before} at step 3" in said
     assert f"resumed {last} at step 6" in good(call(*words, 2)).out  # written anew
 
 
@@ -187,7 +188,7 @@ def test_a_place_that_cannot_be_written_is_refused_by_every_command_that_writes(
 
 def test_a_file_in_place_of_a_folder_and_a_folder_in_place_of_a_file_are_refused(here, submitted):
     for name in ("train --save_dir", "pretrain --save_dir", "truth --save_dir"):
-        assert "a file stands where the folder" in refusal((*WRITERS[name], "list.json"), here)
+        assert "there is a file where the folder" in refusal((*WRITERS[name], "list.json"), here)
     for name in ("truth --truth", "eval --output", "score --report", "sample --output"):
         assert refusal((*WRITERS[name], "images"), here) == "cannot write images: it is a folder"
 

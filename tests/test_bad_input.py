@@ -9,8 +9,7 @@ import shutil
 import pytest
 from commands import NARROW, SMALL, SMALLEST, UNTIED, refusal
 
-from resnet48 import __main__ as arch_tools
-from resnet48.system import config, options
+from resnet48.system import options
 
 TRAINING = ("train_supernet.py", "run")
 STANDALONE = ("pretrain.py", "run", "--arch", SMALLEST)
@@ -195,7 +194,7 @@ LISTS = {
     "a malformed code": ({"arch1": entry(), "arch7": entry(arch="12")}, "key 'arch7': arch code '12' has 2 digits"),
     "an untied code": ({"arch7": entry(arch=UNTIED)}, "key 'arch7': arch code"),
     "one arch twice": ({"a": entry(), "b": entry(arch="1" + SMALLEST)}, "keys 'a' and 'b' hold the same arch"),
-    "one key twice": ('{"a": {}, "a": {}}', "the key 'a' stands there twice"),
+    "one key twice": ('{"a": {}, "a": {}}', "the key 'a' occurs twice"),
 }
 
 

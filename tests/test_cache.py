@@ -232,7 +232,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(images, tmp_path, monkey
 
 
 @pytest.mark.parametrize("part", ["pixels", "labels"])
-def test_a_torn_file_is_named_and_after_deleting_it_all_is_well(images, tmp_path, part):
+def test_a_corrupt_file_is_named_and_after_deleting_it_all_is_well(images, tmp_path, part):
     decoded(images, tmp_path / "cache")
     path, = (tmp_path / "cache").glob(f"*.{part}.npy")
     path.write_bytes(path.read_bytes()[:-5])

@@ -179,7 +179,7 @@ def test_what_killed_runs_have_left_half_written_goes_with_the_next_checkpoint(t
     assert steps(tmp_path) == ["step-00000001"] and set(os.listdir(tmp_path)) == kept
 
 
-# ---- torn
+# ---- corrupt
 
 def truncate(path):
     with open(path, "r+b") as file:
@@ -201,7 +201,7 @@ def empty(path):
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte, empty, os.unlink])
 @pytest.mark.parametrize("name", ["net.pdparams", "net.pdopt", "state.json"])
-def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path, damage, name):
+def test_a_corrupt_checkpoint_is_named_and_passed_over(tmp_path, damage, name):
     net, said = small(), []
     saved(tmp_path, net, step=1)
     good = values(net)
@@ -209,38 +209,38 @@ def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path, damage, name):
     damage(f"{folder}/{name}")
     found = checkpoint.newest(str(tmp_path), said.append)
     assert found.state["step"] == 1 and same(found.weights, good)
-    assert len(said) == 1 and said[0].startswith(f"the checkpoint {folder} is torn: ") and name in said[0]
+    assert len(said) == 1 and said[0].startswith(f"the checkpoint {folder} is corrupt: ") and name in said[0]
     with pytest.raises(CheckpointError, match=folder):
         checkpoint.load(folder)
 
 
 @pytest.mark.parametrize("change", [lambda state: state.update(step=3), lambda state: state.update(sha256=[]),
                                     lambda state: state["net"].update(num_classes=4)])
-def test_state_that_is_not_what_was_written_is_torn_too(tmp_path, change):
+def test_state_that_is_not_what_was_written_is_corrupt_too(tmp_path, change):
     folder, _ = saved(tmp_path, small(), step=2)
     with open(f"{folder}/state.json") as file:
         state = json.load(file)
     change(state)
     with open(f"{folder}/state.json", "w") as file:
         json.dump(state, file)
-    with pytest.raises(CheckpointError, match="torn.*state.json"):
+    with pytest.raises(CheckpointError, match="corrupt.*state.json"):
         checkpoint.load(folder)
 
 
-def test_a_run_with_torn_checkpoints_only_holds_none(tmp_path, capsys):
+def test_a_run_with_corrupt_checkpoints_only_holds_none(tmp_path, capsys):
     for step in (1, 2):
         folder, _ = saved(tmp_path, small(), step)
         truncate(f"{folder}/net.pdopt")
     assert checkpoint.newest(str(tmp_path)) is None
-    assert capsys.readouterr().out.count("is torn") == 2
+    assert capsys.readouterr().out.count("is corrupt") == 2
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
         checkpoint.load(str(tmp_path))
 
 
-def test_final_weights_that_are_not_those_of_the_json_beside_them_are_torn(tmp_path):
+def test_final_weights_that_are_not_those_of_the_json_beside_them_are_corrupt(tmp_path):
     folder, _ = saved(tmp_path, small(), step=1)
     checkpoint.publish(folder, str(tmp_path))
     folder, _ = saved(tmp_path / "other", small(), step=1)
     shutil.copyfile(f"{folder}/net.pdparams", tmp_path / "final.pdparams")
-    with pytest.raises(CheckpointError, match="final.pdparams is torn: it is not what .*final.json describes"):
+    with pytest.raises(CheckpointError, match="final.pdparams is corrupt: it is not what .*final.json describes"):
         checkpoint.load(str(tmp_path / "final.pdparams"))

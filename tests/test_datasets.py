@@ -195,7 +195,7 @@ def test_without_the_fast_libraries_views_are_nearly_the_same(tmp_path, monkeypa
         assert one.shape == other.shape == (3, 224, 224) and np.abs(one - other).mean() < 2
 
 
-def test_a_jpeg_with_stray_bytes_is_left_to_pillow_and_a_torn_one_is_bad(tmp_path):
+def test_a_jpeg_with_stray_bytes_is_left_to_pillow_and_a_corrupt_one_is_bad(tmp_path):
     path = tmp_path / "image.jpg"
     textured(300, 200).save(path, quality=90)
     content, expected = path.read_bytes(), decoded(path)

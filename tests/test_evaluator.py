@@ -1,4 +1,4 @@
-"""The evaluator against the plain reference that runs each arch on its own, and what its pieces are named by."""
+"""The evaluator against the reference that runs each arch on its own, and what the names of its tasks depend on."""
 
 import hashlib
 import json
@@ -145,7 +145,7 @@ def test_unreadable_images_are_left_out_of_both(tmp_path, net):
     assert found[1] == 20
 
 
-# ---- what pieces are named by
+# ---- what names of tasks depend on
 
 def load(folder, size=32, skip_bad=False):
     return datasets.load(str(folder), size, skip_bad=skip_bad)
@@ -161,7 +161,7 @@ def folder(tmp_path_factory):
     ({"calib_images": 27}, "calibration"), ({"calib_images": 0}, "calibration"), ({"precision": "fp16"}, "amp"),
     ({"seed": 1}, "calibration validation"), ({"val_images": 20}, "validation"),
     ({"skip_bad": True}, "calibration validation"), ({"space": PUBLISHED.narrowed(WIDTHS, 2)}, "space")])
-def test_a_changed_input_uses_no_piece_of_another_evaluation(tmp_path, folder, net, change, differs):
+def test_a_changed_input_uses_no_task_of_another_evaluation(tmp_path, folder, net, change, differs):
     def only(*names):
         return {name: value for name, value in change.items() if name in names}
 
@@ -177,7 +177,7 @@ def test_a_changed_input_uses_no_piece_of_another_evaluation(tmp_path, folder, n
 
 @pytest.mark.parametrize("part", ["val/1/1.png", "train/1/1.png"])
 @pytest.mark.parametrize("aspect", ["time", "size", "name", "content"])
-def test_a_changed_image_uses_no_piece_of_another_evaluation(tmp_path, folder, net, part, aspect):
+def test_a_changed_image_uses_no_task_of_another_evaluation(tmp_path, folder, net, part, aspect):
     archs, copy = archs_of(SPACES["pool"], "random")[:3], tmp_path / "copy"
     shutil.copytree(folder, copy)
     before, path = opened(tmp_path, net, archs, sample(load(copy), calib_images=1000)), copy / part
@@ -193,7 +193,7 @@ def test_a_changed_image_uses_no_piece_of_another_evaluation(tmp_path, folder, n
     assert opened(tmp_path, net, archs, sample(load(copy), calib_images=1000)).folder != before.folder
 
 
-def test_what_the_counts_do_not_depend_on_finds_the_same_pieces(tmp_path, folder, net):
+def test_what_the_counts_do_not_depend_on_finds_the_same_tasks(tmp_path, folder, net):
     archs = archs_of(SPACES["pool"], "random")[:3]
     before = opened(tmp_path, net, archs, sample(load(folder)))
     other = replace(load(folder), workers=0, cache_dir=str(tmp_path / "cache"))
@@ -246,7 +246,7 @@ def test_a_folder_of_the_layout_that_has_always_been_is_continued(tmp_path, imag
 
 # ---- what is done stays done
 
-def pieces_of(journal):
+def tasks_of(journal):
     return [*journal.statistics_tasks(), *journal.counts_tasks()]
 
 
@@ -261,17 +261,17 @@ def done(tmp_path, images, net, monkeypatch):
 
 def test_running_again_computes_nothing(tmp_path, images, net, monkeypatch, done):
     archs, counts, journal = done
-    before = {task: os.stat(journal.path(task)).st_mtime_ns for task in pieces_of(journal)}
+    before = {task: os.stat(journal.path(task)).st_mtime_ns for task in tasks_of(journal)}
     assert len(before) == 2 + 2 * 3
     monkeypatch.setattr(tree_forward, "forward_tree", None)
     assert_same(evaluated(tmp_path, net, archs, images), counts)
-    assert before == {task: os.stat(journal.path(task)).st_mtime_ns for task in pieces_of(journal)}
+    assert before == {task: os.stat(journal.path(task)).st_mtime_ns for task in tasks_of(journal)}
 
 
 @pytest.mark.parametrize("place", range(8))
-def test_a_deleted_piece_is_the_only_one_that_is_made_again(tmp_path, images, net, monkeypatch, done, place):
+def test_a_deleted_task_is_the_only_one_that_is_made_again(tmp_path, images, net, monkeypatch, done, place):
     archs, counts, journal = done
-    task, written = pieces_of(journal)[place], []
+    task, written = tasks_of(journal)[place], []
     content = np.array(journal.read(task))
     os.unlink(journal.path(task))
     write = Journal.write
@@ -280,21 +280,22 @@ def test_a_deleted_piece_is_the_only_one_that_is_made_again(tmp_path, images, ne
     assert written == [task] and np.array_equal(journal.read(task), content)
 
 
-@pytest.mark.parametrize("torn, missing", [(2, None), (0, 2)], ids=["counts", "statistics"])
-def test_a_torn_piece_stops_with_its_name_and_after_deleting_it_all_is_well(tmp_path, images, net, done, torn, missing):
+@pytest.mark.parametrize("corrupt, missing", [(2, None), (0, 2)], ids=["counts", "statistics"])
+def test_a_corrupt_task_stops_with_its_name_and_after_deleting_it_all_is_well(tmp_path, images, net, done, corrupt,
+                                                                              missing):
     archs, counts, journal = done
-    path = journal.path(pieces_of(journal)[torn])
+    path = journal.path(tasks_of(journal)[corrupt])
     with open(path, "r+b") as file:
         file.truncate(os.path.getsize(path) - 1)
     if missing is not None:
-        os.unlink(journal.path(pieces_of(journal)[missing]))
+        os.unlink(journal.path(tasks_of(journal)[missing]))
     with pytest.raises(UserError, match=f"^{path} is not readable .*; delete it and it is made again$"):
         evaluated(tmp_path, net, archs, images)
     os.unlink(path)
     assert_same(evaluated(tmp_path, net, archs, images), counts)
 
 
-def test_fresh_makes_every_piece_again(tmp_path, images, net, done):
+def test_fresh_makes_every_task_again(tmp_path, images, net, done):
     archs, counts, journal = done
     task = journal.counts_tasks()[0]
     journal.write(task, journal.read(task) * [1, 0, 0])
@@ -304,7 +305,7 @@ def test_fresh_makes_every_piece_again(tmp_path, images, net, done):
 
 def test_fresh_is_refused_to_one_of_several_processes(tmp_path, images, net, monkeypatch, done):
     monkeypatch.setattr(runtime, "world_size", lambda: 2)
-    with pytest.raises(UserError, match=f"^--fresh is for one process, not for 2: delete {tmp_path} and go without"):
+    with pytest.raises(UserError, match=f"^--fresh is for one process, not for 2: delete {tmp_path} and run without"):
         evaluated(tmp_path, net, done[0], images, fresh=True)
     assert done[2].counts()[1] == 90
 
@@ -319,7 +320,7 @@ def test_a_result_that_others_have_deleted_is_not_taken_for_a_whole_one(tmp_path
         os.unlink(self.path(self.counts_tasks()[0]))
 
     monkeypatch.setattr(Journal, "write", write_and_lose)
-    with pytest.raises(UserError, match="^pieces in .* have been deleted meanwhile; the same command "):
+    with pytest.raises(UserError, match="^results in .* have been deleted meanwhile; the same command "):
         evaluated(tmp_path, net, archs, images)
     monkeypatch.undo()
     assert_same(evaluated(tmp_path, net, archs, images), counts)

@@ -46,7 +46,7 @@ def finish(*started):
 
 
 def assert_as_undisturbed(folder, undisturbed):
-    """That the result is the undisturbed one to the byte, and that every single piece is valid."""
+    """Check that the result is the undisturbed one to the byte, and that the result of every task is valid."""
     for name in ("s.json", "s.counts.json"):
         assert (folder / name).read_bytes() == (undisturbed[0] / name).read_bytes()
     assert read_json(folder / "s.manifest.json", "")["partial"] is False
@@ -68,7 +68,7 @@ def remove(folder):
 # ---- killed
 
 def run_with_slow_writes(command_line):
-    """In a process of its own: evaluate, but leave every piece half written for a while."""
+    """In a process of its own: evaluate, but leave every result half-written for a while."""
     def save(path, array):
         content = io.BytesIO()
         np.lib.format.write_array(content, array)
@@ -85,7 +85,7 @@ def run_with_slow_writes(command_line):
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [8, pytest.param(25, marks=pytest.mark.long)])
 def test_killed_at_random_moments_it_ends_with_the_same_submission(tmp_path, words, undisturbed, kills):
-    """Each life goes on where the one before was killed; the moments reach from its first breath to its last."""
+    """Each run resumes where the one before was killed; the kills range from its first moment to its last."""
     rng, done = np.random.default_rng(0), set()
     while kills:
         process = processes.start(run_with_slow_writes, words(tmp_path))
@@ -96,7 +96,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_submission(tmp_path, wor
             kills -= 1
             before, done = done, {path.name for path in tmp_path.glob("s.journal/*/[!.]*.npy")}
             assert before <= done  # nothing that was done is lost
-        else:  # it came to its end first: begin anew
+        else:  # it finished first: start a new run
             finish(process)
             assert_as_undisturbed(tmp_path, undisturbed)
             remove(tmp_path)
@@ -156,7 +156,7 @@ def test_what_killed_processes_held_is_done_by_those_who_are_left(tmp_path, word
 
 
 def hold(path, held, release):
-    """In a process of its own: claim a piece and do nothing."""
+    """In a process of its own: lock a task and do nothing."""
     from resnet48.evaluation.journal import try_lock
 
     with try_lock(path) as mine:
@@ -166,7 +166,7 @@ def hold(path, held, release):
 
 
 @pytest.mark.slow
-def test_a_piece_that_a_process_holds_is_waited_for_until_that_process_is_dead(tmp_path, words, undisturbed):
+def test_a_task_that_a_process_holds_is_waited_for_until_that_process_is_dead(tmp_path, words, undisturbed):
     finish(processes.start(evaluation.run, PER_SHARD, words(tmp_path)))
     journal = Journal.newest(str(tmp_path / "s.journal"))
     held, *others = journal.counts_tasks()

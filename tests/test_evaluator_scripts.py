@@ -53,7 +53,7 @@ def refusal(*words):
 
 
 def signal_at(monkeypatch, number, call_of_walk):
-    """Send this process a signal as that walk over a shard begins."""
+    """Send this process a signal as that traversal of a shard begins."""
     calls, original = [], tree_forward.forward_tree
 
     def run(*arguments):
@@ -120,7 +120,7 @@ def test_running_again_says_that_all_is_there_and_writes_the_same(tmp_path, weig
     good(call(SCRIPT, *words))
     os.unlink(tmp_path / "s.json")
     said = good(call(SCRIPT, *words)).out
-    assert "statistics: 3 of 3 pieces are there already\ncounts: 12 of 12 pieces are there already\n" in said
+    assert "statistics: 3 of 3 tasks are done already\ncounts: 12 of 12 tasks are done already\n" in said
     assert_as_undisturbed(tmp_path, undisturbed)
     assert "already" not in good(call(SCRIPT, *words, "--fresh")).out
     assert_as_undisturbed(tmp_path, undisturbed)
@@ -136,7 +136,7 @@ def test_one_by_one_and_kept_images_give_the_same_submission(tmp_path, weights, 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("walks", [1, 3, 4, 9, 15])
-def test_a_signal_ends_it_with_one_sentence_and_the_same_command_goes_on(
+def test_a_signal_ends_it_with_one_sentence_and_the_same_command_resumes(
         tmp_path, monkeypatch, weights, archs, undisturbed, number, walks):
     words = evaluation.words(weights, archs, tmp_path / "s.json")
     with monkeypatch.context() as patched:
@@ -144,7 +144,7 @@ def test_a_signal_ends_it_with_one_sentence_and_the_same_command_goes_on(
         ended = call(SCRIPT, *words)
     assert ended.code == 0 and ended.own_errors() == []
     assert ended.out.splitlines()[-1] == (f"stopped by {signal.Signals(number).name}: what is finished is kept in "
-                                          f"{tmp_path / 's.journal'}, the same command goes on")
+                                          f"{tmp_path / 's.journal'}, the same command resumes")
     assert not (tmp_path / "s.json").exists()
     assert len(tasks(tmp_path, "statistics")) == min(walks - 1, 3)
     assert len(tasks(tmp_path, "counts")) == max(walks - 4, 0)
@@ -167,9 +167,9 @@ def test_status_says_how_far_it_is_and_writes_what_is_there_so_far(
     words, so_far = evaluation.words(weights, archs, tmp_path / "s.json"), tmp_path / "so_far.json"
     status = ("status", "--output", tmp_path / "s.json")
     with monkeypatch.context() as patched:
-        signal_at(patched, signal.SIGTERM, 6)  # after three pieces of statistics and two of counts
+        signal_at(patched, signal.SIGTERM, 6)  # after three tasks of statistics and two of counts
         call(SCRIPT, *words)
-    assert "2 of 12 pieces (16.7%)" in good(call(SCRIPT, *status)).out
+    assert "2 of 12 tasks (16.7%)" in good(call(SCRIPT, *status)).out
     assert refusal(*status, "--write", so_far) == ("error: no chunk of images is done for all archs yet, so there is "
                                                    "nothing to write")
     assert not so_far.exists()
@@ -177,7 +177,7 @@ def test_status_says_how_far_it_is_and_writes_what_is_there_so_far(
         signal_at(patched, signal.SIGTERM, 6)  # five more: two chunks whole, and one piece of the third
         call(SCRIPT, *words)
     said = good(call(SCRIPT, *status, "--write", so_far)).out
-    assert "7 of 12 pieces (58.3%)" in said and "2 of 4 chunks are done for all archs: 32 of 60 images" in said
+    assert "7 of 12 tasks (58.3%)" in said and "2 of 4 chunks are done for all archs: 32 of 60 images" in said
     assert f"wrote {so_far}: 7 archs, UNFINISHED: on 32 of 60 images so far" in said
     listed, written = load(archs), load(so_far)
     assert [(key, entry["arch"]) for key, entry in written.items()] == [
@@ -188,14 +188,14 @@ def test_status_says_how_far_it_is_and_writes_what_is_there_so_far(
     assert "manifest" in refusal("verify", "--submission", so_far, "--archs", archs)
     good(call(SCRIPT, *words))
     said = good(call(SCRIPT, *status, "--write", so_far)).out
-    assert "12 of 12 pieces (100.0%)" in said and f"wrote {so_far}: 7 archs, on all 60 images" in said
+    assert "12 of 12 tasks (100.0%)" in said and f"wrote {so_far}: 7 archs, on all 60 images" in said
     assert "left" not in said and "UNFINISHED" not in said
     assert so_far.read_bytes() == (undisturbed / "s.json").read_bytes()
 
 
 def test_status_without_an_evaluation_says_what_begins_one(tmp_path):
     assert refusal("status", "--output", tmp_path / "s.json") == (
-        f"error: there is no evaluation in {tmp_path / 's.journal'}; `eval_supernet.py run` begins one")
+        f"error: there is no evaluation in {tmp_path / 's.journal'}; `eval_supernet.py run` starts one")
 
 
 # ---- plan
@@ -204,7 +204,7 @@ def test_a_plan_without_a_rate_measures_one(archs):
     said = good(call(SCRIPT, "plan", "--archs", archs, "--base_channels", "4,8,16,32", "--divisor", 1,
                      "--image_size", 32, "--images", 360, "--num_classes", 10, "--chunk", 100)).out
     assert "7 archs at 32 px, 10 classes" in said and "measured on a few of these archs" in said
-    assert re.search(r"shards, chunks, pieces +3, 4 of up to 100 images, 12;", said)
+    assert re.search(r"shards, chunks, tasks +3, 4 of up to 100 images, 12;", said)
 
 
 def test_a_plan_for_more_processes_or_fewer_images_takes_less_time(archs):
@@ -224,4 +224,4 @@ def test_the_plan_of_the_published_list_says_what_sharing_saves(monkeypatch, pub
     said = good(call(SCRIPT, "plan", "--archs", published, "--gflops", 1000)).out
     assert re.search(r"nodes of the tree +412795\n", said)
     assert "2.9718 alone, 1.5862 shared, a factor of 1.874" in said
-    assert re.search(r"shards, chunks, pieces +90, ", said) and "costs 0.17% more" in said
+    assert re.search(r"shards, chunks, tasks +90, ", said) and "costs 0.17% more" in said

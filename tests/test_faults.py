@@ -63,7 +63,7 @@ def photos(tmp_path_factory):
 # ---- disks
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_during_a_checkpoint_leaves_the_one_before_and_more_room_goes_on(tmp_path, namespace):
+def test_a_disk_that_fills_up_during_a_checkpoint_leaves_the_one_before_and_more_room_resumes(tmp_path, namespace):
     small, large = tmp_path / "small", tmp_path / "large"
     small.mkdir()
     words = (*ON_DIGITS, "--max_epoch", 3, "--save_dir")
@@ -88,7 +88,7 @@ def test_a_disk_that_takes_nothing_is_refused_at_the_start(tmp_path, namespace, 
     assert said == f"cannot write {tmp_path}/run/config.yaml: {reason}"
 
 
-def test_a_disk_that_is_full_when_a_row_of_metrics_is_written_is_one_sentence_and_the_run_goes_on(tmp_path, capsys):
+def test_a_disk_that_is_full_when_a_row_of_metrics_is_written_is_one_sentence_and_the_run_resumes(tmp_path, capsys):
     config = dataclasses.replace(SETTINGS, save_dir=str(tmp_path), log_freq=1, max_epoch=10, save_freq=1)
     fit(STANDALONE, dataclasses.replace(config, max_epoch=1))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -144,7 +144,7 @@ def test_what_workers_need_is_two_batches_each_and_the_one_in_use_for_every_rank
 # ---- processes that decode images
 
 @pytest.mark.slow
-def test_a_killed_worker_stops_the_training_and_the_same_command_goes_on(tmp_path, photos):
+def test_a_killed_worker_stops_the_training_and_the_same_command_resumes(tmp_path, photos):
     words = ("train_supernet.py", "run", *ENDLESS, "--save_freq", 1, "--image_dir", photos, "--save_dir", tmp_path)
     with Program(*words) as program:
         program.until("step 7 ")  # three steps an epoch: two checkpoints are there

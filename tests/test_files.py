@@ -114,7 +114,8 @@ def test_a_path_below_a_file_is_refused_and_says_which_folder_cannot_be_made(tmp
     path = str(tmp_path / "file" / below)
     with pytest.raises(UserError) as caught:
         check(path)
-    assert str(caught.value) == f"cannot write {path}: a file stands where the folder {os.path.dirname(path)} should be"
+    assert str(caught.value) == \
+        f"cannot write {path}: there is a file where the folder {os.path.dirname(path)} should be"
     assert (tmp_path / "file").read_text() == "here"
 
 
@@ -136,8 +137,8 @@ def test_json_reads_back_in_the_order_it_was_written(tmp_path):
     (b"", "arch list {path} is not JSON: Expecting value in line 1"),
     (b'{"a": 1} x', "arch list {path} is not JSON: Extra data in line 1"),
     (b'{"a": "\xff"}', "arch list {path} is not a text file: invalid start byte at byte 7"),
-    (b'{"a": 1, "a": 2}', "arch list {path}: the key 'a' stands there twice"),
-    (b'{"a": {"acc": 1, "acc": 1}}', "arch list {path}: the key 'acc' stands there twice"),
+    (b'{"a": 1, "a": 2}', "arch list {path}: the key 'a' occurs twice"),
+    (b'{"a": {"acc": 1, "acc": 1}}', "arch list {path}: the key 'acc' occurs twice"),
     (b"[" * 100_000 + b"]" * 100_000, "arch list {path} is nested too deeply to be read"),
     (b'{"a": ' * 100_000, "arch list {path} is nested too deeply to be read"),
     (b'{"a": -' + b"9" * 5000 + b"}", "arch list {path} holds a number that is too long to be read"),
@@ -182,7 +183,7 @@ def test_a_lock_makes_its_folder_and_is_held_until_the_block_ends(tmp_path):
 
 def test_a_lock_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("here")
-    with pytest.raises(UserError, match="^cannot write .*: a file stands where the folder .* should be$"):
+    with pytest.raises(UserError, match="^cannot write .*: there is a file where the folder .* should be$"):
         with files.locked(str(tmp_path / "file" / "lock")):
             pass
 

@@ -1,4 +1,4 @@
-"""Signals: a run that is told to stop ends well, goes on where it stood, and leaves no process behind."""
+"""Signals: a run that is told to stop ends cleanly, resumes where it stood, and leaves no process behind."""
 
 import contextlib
 import glob
@@ -73,7 +73,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_whole_group_ends_a_training_well_and_the_same_command_goes_on(tmp_path, photos):
+def test_a_signal_to_the_whole_group_ends_a_training_well_and_the_same_command_resumes(tmp_path, photos):
     words = (*TRAINING, "--image_dir", photos, "--save_dir", tmp_path / "run")
     step = 0
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -141,7 +141,7 @@ def test_a_signal_during_the_last_evaluation_of_an_arch_keeps_the_next_one_from_
     assert "wrote" in good(call("pretrain.py", *words)).out
 
 
-def test_a_signal_during_an_evaluation_ends_it_well_and_the_same_command_goes_on(here, monkeypatch):
+def test_a_signal_during_an_evaluation_ends_it_well_and_the_same_command_resumes(here, monkeypatch):
     words = ("eval_supernet.py", "run", "--checkpoint", "supernet", "--archs", "list.json", "--image_dir", "images",
              "--image_size", 32, "--calib_images", 8, "--output", "submission.json")
     with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""Pieces that are files: who does them, what is kept, what is counted. No Paddle in here."""
+"""Tasks whose results are files: who runs them, what is kept, what is counted. No Paddle in here."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ def open_journal(root, inputs=INPUTS, codes=CODES, images=10, chunk=4, shards=2,
 
 
 def rows(task):
-    """Counts for a piece over CODES in two shards: archs 2 and 0, then arch 1."""
+    """Counts for a task over CODES in two shards: archs 2 and 0, then arch 1."""
     return np.array([[2, 1, 2], [0, 1, 3]] if task.shard == 0 else [[1, 2, 2]])
 
 
@@ -31,7 +31,7 @@ def fill(journal, tasks):
 
 
 def holder(path):
-    """A process that holds the claim on a path until it is killed."""
+    """A process that holds the lock of a path until it is killed."""
     process = subprocess.Popen([sys.executable, "-c", f"""
 import time
 from resnet48.evaluation.journal import try_lock
@@ -116,11 +116,11 @@ def test_fresh_forgets_this_evaluation_and_no_other(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("here")
-    with pytest.raises(UserError, match="^cannot write .*: a file stands where the folder .* should be$"):
+    with pytest.raises(UserError, match="^cannot write .*: there is a file where the folder .* should be$"):
         open_journal(tmp_path / "file")
 
 
-# ---- pieces
+# ---- tasks
 
 @pytest.mark.parametrize("images, chunk, expected", [
     (10, 4, [(0, 4), (4, 8), (8, 10)]), (10, 10, [(0, 10)]), (10, 99, [(0, 10)]), (3, 1, [(0, 1), (1, 2), (2, 3)])])
@@ -162,7 +162,7 @@ class Interrupting:
         raise KeyboardInterrupt
 
 
-def test_half_written_pieces_count_for_nothing(tmp_path):
+def test_half_written_tasks_count_for_nothing(tmp_path):
     journal = open_journal(tmp_path)
     task = journal.counts_tasks()[0]
     half = np.array([Interrupting()], dtype=object)
@@ -178,7 +178,7 @@ def test_half_written_pieces_count_for_nothing(tmp_path):
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("tear", [lambda content: b"", lambda content: content[:40], lambda content: content[:-5],
                                   lambda content: b"x" * len(content)], ids=["empty", "head", "tail", "noise"])
-def test_a_torn_piece_is_named_and_one_is_told_to_delete_it(tmp_path, tear, mapped):
+def test_a_corrupt_task_is_named_and_one_is_told_to_delete_it(tmp_path, tear, mapped):
     journal = open_journal(tmp_path)
     fill(journal, journal.counts_tasks())
     task = journal.counts_tasks()[3]
@@ -199,7 +199,7 @@ def test_without_an_evaluation_the_error_says_what_begins_one(tmp_path):
     for root in ("missing", "empty", "other"):
         with pytest.raises(UserError) as caught:
             Journal.newest(str(tmp_path / root))
-        assert str(caught.value) == f"there is no evaluation in {tmp_path / root}; `eval_supernet.py run` begins one"
+        assert str(caught.value) == f"there is no evaluation in {tmp_path / root}; `eval_supernet.py run` starts one"
 
 
 def test_the_newest_is_the_one_that_was_worked_on_last(tmp_path):
@@ -211,7 +211,7 @@ def test_the_newest_is_the_one_that_was_worked_on_last(tmp_path):
 
 # ---- work that is shared
 
-def test_only_pieces_that_are_not_there_are_done_and_all_are_told(tmp_path):
+def test_only_tasks_that_are_not_there_are_done_and_all_are_told(tmp_path):
     journal = open_journal(tmp_path)
     tasks, done = journal.counts_tasks(), []
     fill(journal, tasks[1:3])
@@ -242,7 +242,7 @@ def test_ranks_begin_at_different_places_and_each_would_do_all(tmp_path):
     assert firsts == journal.counts_tasks()[::2]
 
 
-def test_a_piece_in_other_hands_is_left_alone_until_its_process_is_gone(tmp_path, monkeypatch):
+def test_a_task_in_other_hands_is_left_alone_until_its_process_is_gone(tmp_path, monkeypatch):
     journal, done = open_journal(tmp_path), []
     tasks = journal.counts_tasks()
     other = holder(journal.path(tasks[0]))
@@ -260,7 +260,7 @@ def test_a_piece_in_other_hands_is_left_alone_until_its_process_is_gone(tmp_path
     assert done == [*tasks[1:], tasks[0]]
 
 
-def test_a_piece_that_another_process_finishes_meanwhile_is_not_done_again(tmp_path, monkeypatch):
+def test_a_task_that_another_process_finishes_meanwhile_is_not_done_again(tmp_path, monkeypatch):
     journal, done = open_journal(tmp_path), []
     held, looked_at, *rest = journal.counts_tasks()
     other = holder(journal.path(held))
@@ -282,7 +282,7 @@ def test_a_piece_that_another_process_finishes_meanwhile_is_not_done_again(tmp_p
     assert done == rest
 
 
-def test_what_fails_gives_its_piece_back(tmp_path):
+def test_what_fails_gives_its_task_back(tmp_path):
     journal = open_journal(tmp_path)
     task = journal.counts_tasks()[0]
 
@@ -297,7 +297,7 @@ def test_what_fails_gives_its_piece_back(tmp_path):
 
 
 def test_a_claim_is_one_processs_at_a_time_and_free_after_its_death(tmp_path):
-    path = str(tmp_path / "piece")
+    path = str(tmp_path / "task")
     other = holder(path)
     with try_lock(path) as mine:
         assert not mine
@@ -321,5 +321,5 @@ def test_a_journal_that_is_deleted_meanwhile_is_one_sentence(tmp_path):
     journal = open_journal(tmp_path)
     os.unlink(os.path.join(journal.folder, "plan.json"))
     os.rmdir(journal.folder)
-    with pytest.raises(UserError, match="^cannot go on in .*: No such file or directory$"):
+    with pytest.raises(UserError, match="^cannot continue in .*: No such file or directory$"):
         list(run_tasks(journal, journal.counts_tasks(), None, (0, 1)))

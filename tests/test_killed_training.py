@@ -96,7 +96,7 @@ def assert_as_undisturbed(folder, undisturbed):
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [8, pytest.param(25, marks=pytest.mark.long)])
 def test_killed_at_random_moments_it_ends_with_the_same_weights_and_optimizer(tmp_path, kills):
-    """Each life goes on where the one before was killed; the moments reach from its first line to its last."""
+    """Each run resumes where the one before was killed; the kills range from its first line to its last."""
     undisturbed, rng, step, runs = str(tmp_path / "undisturbed"), np.random.default_rng(0), 0, 0
     finish(begin(undisturbed), undisturbed)
     started = time.monotonic()
@@ -104,26 +104,26 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights_and_optimizer(tm
     seconds = time.monotonic() - started
     aimed = range(1, 1 + kills * 2 // 5)  # two in five die while a checkpoint is written, the others at any moment
     left = rng.permutation([*aimed, *[0] * (kills - len(aimed))]).tolist()
-    folder, torn_writes = str(tmp_path / "0"), 0
+    folder, corrupt_writes = str(tmp_path / "0"), 0
     while left:
         life = begin(folder, left[0])
         if not left[0]:
             kill_at(life, folder, rng.integers(0, 9), rng.uniform(0, seconds / STEPS))
         life.join(PATIENCE)
-        if life.exitcode == 0:  # it came to its end first: begin anew
+        if life.exitcode == 0:  # it finished first: start a new run
             assert_as_undisturbed(folder, undisturbed)
             runs, step = runs + 1, 0
             folder = str(tmp_path / str(runs))
             continue
         assert life.exitcode == -signal.SIGKILL, said(folder)
         left.pop(0)
-        torn_writes += bool(writing(folder))
+        corrupt_writes += bool(writing(folder))
         assert len(writing(folder)) <= 1  # each checkpoint removes what is left of the one before
         found = newest(folder)
         before, step = step, found.state["step"] if found else 0
         assert step >= before  # the last good checkpoint is there
         if found:
-            assert last_name(folder) == f"step-{step:08d}"  # and nothing torn bears a checkpoint's name
-    assert torn_writes >= len(aimed)
+            assert last_name(folder) == f"step-{step:08d}"  # and nothing corrupt bears a checkpoint's name
+    assert corrupt_writes >= len(aimed)
     finish(begin(folder), folder)
     assert_as_undisturbed(folder, undisturbed)

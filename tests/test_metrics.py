@@ -24,7 +24,8 @@ def flushed(*steps, first=0):
 
 def cells(folder):
     """metrics.csv as lists of words, without the columns before the losses."""
-    return [line.split(",")[len(metrics.Table.COLUMNS):] for line in (folder / "metrics.csv").read_text().split("\n")[:-1]]
+    lines = (folder / "metrics.csv").read_text().split("\n")[:-1]
+    return [line.split(",")[len(metrics.Table.COLUMNS):] for line in lines]
 
 
 def test_a_row_holds_the_mean_over_the_steps_that_had_the_role_whenever_it_came():

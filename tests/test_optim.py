@@ -116,7 +116,7 @@ def resumed(net, optimizer):
     return copy, optimizer_copy
 
 
-def test_training_goes_on_bit_for_bit_from_a_loaded_state_also_after_building_other_nets(narrow):
+def test_training_resumes_bit_for_bit_from_a_loaded_state_also_after_building_other_nets(narrow):
     net = ResNet48(narrow.smallest(), 3)
     optimizer = optim.make_optimizer(net, weight_decay=1e-2)
     for _ in range(2):

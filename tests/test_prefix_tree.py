@@ -6,7 +6,7 @@ from resnet48.space.arch import FULL, PUBLISHED, ArchConfig
 
 
 def replayed(steps):
-    """What a walk computes: [(leaf, its path)], each path made of what was kept and what was added."""
+    """What a traversal computes: [(leaf, its path)], each path made of what was kept and what was added."""
     path, found = (), []
     for step in steps:
         assert step.kept <= len(path)

@@ -8,7 +8,7 @@ import os
 
 import paddle
 import pytest
-from small_runs import (CLASSES, FIXED_TEACHER, PER_EPOCH, SANDWICH, SETTINGS, SPACE, STEPS, fit, fixed_teacher, images,
+from small_runs import (CLASSES, FIXED_TEACHER, PER_EPOCH, SANDWICH, SETTINGS, SPACE, fit, fixed_teacher, images,
                         newest, same, table, uniform_teacher)
 
 from resnet48.nets.supernet import Supernet

@@ -39,7 +39,7 @@ def test_stopping_and_resuming_gives_bit_for_bit_what_running_through_gives(tmp_
     assert same(*({name: value for name, value in each.optimizer.items() if value.any()} for each in (one, other)))
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_torn_one(tmp_path):
+def test_a_run_resumes_from_the_checkpoint_before_a_corrupt_one(tmp_path):
     through = fit(STANDALONE, settings(tmp_path / "through"))
     config = stopped_run(tmp_path / "parts")
     with open(tmp_path / "parts" / "checkpoints" / "step-00000008" / "net.pdopt", "r+b") as file:
@@ -47,7 +47,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_torn_one(tmp_path):
     assert same(fit(STANDALONE, config), through)
 
 
-def test_a_run_goes_on_from_an_older_checkpoint_by_path_also_into_another_folder(tmp_path):
+def test_a_run_resumes_from_an_older_checkpoint_by_path_also_into_another_folder(tmp_path):
     through = fit(STANDALONE, settings(tmp_path / "through"))
     config = stopped_run(tmp_path / "parts")
     older = str(tmp_path / "parts" / "checkpoints" / "step-00000006")
@@ -87,7 +87,7 @@ def test_a_finished_run_is_not_trained_again_and_still_knows_its_accuracies(tmp_
 
 @pytest.mark.parametrize("killed_before", ["final.pdparams", "final.pdopt", "final.json"])
 def test_a_kill_between_the_final_files_is_mended_by_the_same_command(tmp_path, monkeypatch, killed_before):
-    through = fit(STANDALONE, settings(tmp_path))  # the final files of a run that then goes on
+    through = fit(STANDALONE, settings(tmp_path))  # the final files of a run that is then continued
     expected, config = content(tmp_path), dataclasses.replace(settings(tmp_path), max_epoch=3)
     replace = os.replace
 
@@ -170,9 +170,9 @@ def test_settings_that_do_not_change_the_training_may_change(tmp_path):
     assert newest(tmp_path).state["settings"]["max_epoch"] == 3
 
 
-def test_a_run_whose_checkpoints_are_all_torn_does_not_begin_anew(tmp_path):
+def test_a_run_whose_checkpoints_are_all_corrupt_does_not_begin_anew(tmp_path):
     config = stopped_run(tmp_path, after=2)
-    (tmp_path / "checkpoints" / "step-00000002" / "net.pdparams").write_bytes(b"torn")
+    (tmp_path / "checkpoints" / "step-00000002" / "net.pdparams").write_bytes(b"corrupt")
     before = content(tmp_path)
     for resume in ("auto", "none"):
         with pytest.raises(UserError, match="none of the checkpoints in .* can be read|holds the checkpoints of a run"):
@@ -184,7 +184,7 @@ def test_resume_none_refuses_a_folder_with_a_run_and_takes_an_empty_one(tmp_path
     config = dataclasses.replace(settings(tmp_path), resume="none", max_epoch=1)
     fit(STANDALONE, config)
     before = content(tmp_path)
-    with pytest.raises(UserError, match="holds the checkpoints of a run: --resume auto goes on with it"):
+    with pytest.raises(UserError, match="holds the checkpoints of a run: --resume auto resumes it"):
         fit(STANDALONE, config)
     assert content(tmp_path) == before
 

@@ -1,4 +1,4 @@
-"""What the score sheet promises: the right pairs, the right figures, honest intervals, clear refusals."""
+"""The score: the right pairs, the right figures, intervals that cover, clear refusals."""
 
 import itertools
 import json
@@ -130,7 +130,8 @@ def test_archs_in_one_file_only_are_counted_and_left_out(tmp_path):
     result = scoring.score(ours, theirs, resamples=RESAMPLES)
     assert result.n == 5
     assert result.agreement("supernet").kendall.value == pytest.approx(tau_b(submitted[3:8], true[3:8]))
-    assert "3 of the submission have no truth, 2 of the truth are not in the submission" in scoring.report_markdown(result)
+    joined = "3 of the submission have no truth, 2 of the truth are not in the submission"
+    assert joined in scoring.report_markdown(result)
 
 
 def refusal(*arguments):
@@ -223,7 +224,8 @@ def test_seed_decides_the_intervals_and_nothing_else(tmp_path):
     submitted, true = correlated(25)
     first, again, other = (compare(tmp_path, submitted, true, seed=seed) for seed in (0, 0, 1))
     assert first.agreements == again.agreements and first.margin == again.margin
-    assert values(first.agreements[0]) == values(other.agreements[0]) and first.agreements[0].kendall != other.agreements[0].kendall
+    assert values(first.agreements[0]) == values(other.agreements[0])
+    assert first.agreements[0].kendall != other.agreements[0].kendall
 
 
 def test_resamples_without_two_different_values_are_dropped_and_reported(tmp_path):
@@ -283,7 +285,8 @@ def test_verdict_says_when_the_supernet_surely_beats_the_best_baseline(tmp_path)
     nets, true = by_macs(150, noise=2)
     result = compare(tmp_path, true + 0.1 * np.random.default_rng(1).standard_normal(150), true, nets)
     assert " beats " in scoring.conclusion(result) and "do not overlap" in scoring.conclusion(result)
-    assert "excludes zero" in scoring.conclusion(result) and scoring.conclusion(result) in scoring.report_markdown(result)
+    assert "excludes zero" in scoring.conclusion(result)
+    assert scoring.conclusion(result) in scoring.report_markdown(result)
 
 
 def test_verdict_says_when_the_supernet_does_not_beat_the_best_baseline(tmp_path):

@@ -58,7 +58,7 @@ def evaluate(supernet, photos, archs, output, *more):
                      "--image_size", 32, "--calib_images", 8, "--output", output, *more))
 
 
-# ---- the whole road, every step a program of its own
+# ---- the full pipeline, each step a program of its own
 
 @pytest.mark.slow
 def test_the_road_from_digits_to_a_scored_submission_and_an_exported_subnet(tmp_path):
@@ -192,7 +192,7 @@ def test_weights_alone_are_enough_to_evaluate_a_subnet_and_to_train_it_on(tmp_pa
     standalone_run(photos, tmp_path / "on", "--arch", SMALLEST, "--pretrained", copy)
 
 
-def test_the_truth_goes_on_with_the_archs_that_are_not_done(tmp_path, photos):
+def test_the_truth_resumes_with_the_archs_that_are_not_done(tmp_path, photos):
     archs = write_list(tmp_path / "archs.json", SMALLEST, "1" + LARGEST)
     words = ("truth", "--archs", archs, "--image_dir", photos, *SMALL, "--save_dir", tmp_path / "runs", "--truth",
              tmp_path / "truth.json")

@@ -221,7 +221,7 @@ def test_submission_without_manifest_counts_as_from_the_official_net():
     assert submission.read_manifest_net("nowhere.json") == (FULL, 224, 1000)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"net": 3}', '{"net": {"space": "full"}}', "torn"])
+@pytest.mark.parametrize("text", ["[]", "{}", '{"net": 3}', '{"net": {"space": "full"}}', "corrupt"])
 def test_manifest_that_names_no_net_is_a_clear_error(road, text):
     path = save(road.folder / "submission.manifest.json", text)
     assert path in refusal(submission.read_manifest_net, road.submission)

@@ -103,13 +103,13 @@ def test_a_changed_file_makes_all_anew(folder, tmp_path):
     assert np.abs(after.astype("int64") - (1, 2, 3)).max() <= 2 and after.mean() < before.mean()
 
 
-@pytest.mark.parametrize("content", [b"no image", "torn"])
+@pytest.mark.parametrize("content", [b"no image", "corrupt"])
 def test_an_unreadable_image_is_found_out_in_training_as_without_a_cache(folder, tmp_path, content):
     path = images(folder).train.images[3]
     with open(path, "rb") as file:
         whole = file.read()
     with open(path, "wb") as file:
-        file.write(whole[:len(whole) // 2] if content == "torn" else content)
+        file.write(whole[:len(whole) // 2] if content == "corrupt" else content)
     said = []
     run(kept(folder, tmp_path), report=said.append)
     assert said == [f"skipped the unreadable image {path} (1 so far)"]

@@ -1,4 +1,4 @@
-"""How good a subnet is: batch-norm statistics of its own, then correct answers counted on the validation images."""
+"""Accuracy of a subnet: calibrate its batch-norm statistics, then count correct answers on validation images."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def count_correct(forward: Callable[[paddle.Tensor], paddle.Tensor], pixels: np.
 
 
 def hits(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
-    """Top-1 and top-5 hits of a batch as an int64 tensor [2]; with fewer than five classes all of them are the top.
+    """Top-1 and top-5 hits of a batch as an int64 tensor [2]; with fewer than five classes, top-5 is every class.
 
     logits: [N, classes]; labels: int64 [N].
     """
@@ -79,7 +79,7 @@ def subnet(net: Supernet, arch: ArchConfig,
 
 def one_by_one(net: Supernet, archs: Iterable[ArchConfig], calibration: np.ndarray | None, pixels: np.ndarray,
                labels: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Yield the counts [2] of each arch, each run on its own: the plain reference for every faster way.
+    """Yield the counts [2] of each arch, each run on its own: the reference that faster ways are tested against.
 
     calibration: as for `subnet`; pixels, labels, batch_size: as for `count_correct`.
     """
@@ -159,7 +159,7 @@ class Validation:
 
 
 def validate_standalone(images: datasets.ImageSet, batch_size: int) -> Callable[[ResNet48], dict[str, float]]:
-    """The `validate` of `loop.fit` for one net on its own: its accuracy with the running statistics."""
+    """A `validate` for `loop.fit`: the accuracy of a standalone net with its running statistics."""
     validation = Validation.of(images, batch_size)
 
     def validate(net):
@@ -171,7 +171,7 @@ def validate_standalone(images: datasets.ImageSet, batch_size: int) -> Callable[
 
 def validate_supernet(images: datasets.ImageSet, space: SearchSpace, calib_images: int, seed: int,
                       batch_size: int) -> Callable[[Supernet], dict[str, float]]:
-    """The `validate` of `loop.fit` for a supernet: the largest, the smallest and a few fixed archs of the space.
+    """A `validate` for `loop.fit`: accuracies of the largest, the smallest and a few fixed archs of the space.
 
     Each is calibrated on the images that `calibration_images` gives; with calib_images of 0 it inherits the statistics.
     """

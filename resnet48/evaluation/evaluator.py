@@ -1,8 +1,8 @@
-"""The evaluator: every arch of a list on every validation image, over the tree, in pieces that are never lost.
+"""The evaluator: every arch of a list on every validation image, over the prefix tree, in tasks of a journal.
 
-First the statistics of every node, once and for all (recomputing them for every chunk would cost as many forward passes
-again as there are calibration images in a chunk's; stored they are 2.2 GB for the published list, read once a chunk).
-Then chunks of images, each walked over the whole tree.
+First the batch-norm statistics of every node are computed, once (recomputing them for every chunk would mean one more
+forward pass of all calibration images each time; stored, they are 2.2 GB for the published list, read once per chunk).
+Then every chunk of images runs through the whole tree.
 """
 
 import os
@@ -23,12 +23,12 @@ from . import accuracy, prefix_tree, tree_forward
 from .accuracy import Sample, hits
 from .journal import Journal, run_tasks
 
-ARCHS_PER_SHARD = 500  # the published list then costs 0.2 % more blocks than in one piece
-SECONDS_PER_TASK = 60  # aimed at; what an interruption may cost
-FLOPS_GUESS = {"cpu": 5e10, "gpu": 1e13}  # per core or device and second, to choose a chunk before anything ran
+ARCHS_PER_SHARD = 500  # the published list then costs 0.2 % more blocks than in one shard
+SECONDS_PER_TASK = 60  # the target, and about what an interruption may lose
+FLOPS_GUESS = {"cpu": 5e10, "gpu": 1e13}  # per core or device and second, to choose a chunk before anything has run
 SMALLEST_CHUNK = 16  # images; smaller ones leave a device idle
 DENSE_FROM = 200  # archs times chunks: fewer do not repay laying weights out as dense matrices
-RATE_ARCHS = 20  # walked to measure a rate
+RATE_ARCHS = 20  # evaluated to measure a rate
 SHARE_OF_MEMORY = 0.25  # of the machine's, divided among its processes
 DTYPES = {"none": "float32", "fp16": "float16", "bf16": "bfloat16"}  # `amp` of a journal's inputs -> of the tensors
 
@@ -38,13 +38,13 @@ def open_journal(root: str, digest: str, entries: Sequence[Entry], steps: Sequen
     """The `journal.Journal` of this evaluation below `root`.
 
     digest: SHA-256 of the weights; steps: `prefix_tree.traversal` of the entries' archs; precision of the computation:
-    fp32, fp16 or bf16; chunk: images walked through the tree at once, None to choose; fresh: forget what was done
+    fp32, fp16 or bf16; chunk: images that go through the tree at once, None to choose; fresh: forget what was done
     before.
 
     Raises `UserError` for `fresh` in one of several processes, each of which would forget the others' work.
     """
     if fresh and runtime.world_size() > 1:
-        raise UserError(f"--fresh is for one process, not for {runtime.world_size()}: delete {root} and go without it")
+        raise UserError(f"--fresh is for one process, not for {runtime.world_size()}: delete {root} and run without it")
     images, amp = sample.images, "none" if precision == "fp32" else precision
     inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": amp,
               **sample.fingerprints()}
@@ -57,9 +57,9 @@ def open_journal(root: str, digest: str, entries: Sequence[Entry], steps: Sequen
 
 def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.Step],
                   sample: Sample) -> tuple[np.ndarray, int]:
-    """Do what is left of a journal's pieces, together with whoever else works on it; `Journal.counts` of all of them.
+    """Run the remaining tasks of a journal, together with other processes that work on it; its `Journal.counts`.
 
-    steps, sample: as for `open_journal`. Raises `UserError` if pieces have been deleted meanwhile.
+    steps, sample: as for `open_journal`. Raises `UserError` if results have been deleted meanwhile.
     """
     net.eval()
     share = runtime.rank(), runtime.world_size()
@@ -90,17 +90,18 @@ def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.S
         journal.write(task, count_chunk(weights, parts[task.shard], pixels[chunk], labels[chunk], norm))
 
     tasks = _left(journal, journal.counts_tasks(), "counts")
-    for _ in runtime.progress(run_tasks(journal, tasks, count, share), len(tasks), "pieces"):
+    for _ in runtime.progress(run_tasks(journal, tasks, count, share), len(tasks), "tasks"):
         pass
     counts, total = journal.counts()
     if total < len(labels):
-        raise UserError(f"pieces in {journal.folder} have been deleted meanwhile; the same command makes them again")
+        raise UserError(f"results in {journal.folder} have been deleted meanwhile; the same command computes them "
+                        "again")
     return counts, total
 
 
 def count_chunk(weights: tree_forward.SlicedWeightCache, steps: Sequence[prefix_tree.Step], pixels: np.ndarray,
                 labels: np.ndarray, norm: Callable) -> np.ndarray:
-    """Hits of the archs of a walk on some images: int64 [archs, 3], the index in the list, top-1 and top-5.
+    """Hits of the archs of a traversal on some images: int64 [archs, 3], the index in the list, top-1 and top-5.
 
     pixels: uint8 [N, 3, S, S]; labels: int64 [N]; norm: as for `tree_forward.forward_tree`.
     """
@@ -112,7 +113,7 @@ def count_chunk(weights: tree_forward.SlicedWeightCache, steps: Sequence[prefix_
 
 
 def choose_chunk(cost: tree_forward.Cost, shards: int, images: int) -> int:
-    """Images per chunk: what fits into memory and takes about a minute per piece. cost: of the whole walk."""
+    """Images per chunk: what fits into memory and takes about a minute per task. cost: of the whole traversal."""
     device = "gpu" if paddle.device.get_device().startswith("gpu") else "cpu"
     rate = FLOPS_GUESS[device] * (int(os.environ.get("OMP_NUM_THREADS", 1)) if device == "cpu" else 1)
     by_time = SECONDS_PER_TASK * rate * shards / (2 * cost.macs)
@@ -130,13 +131,13 @@ def _memory():
 def _left(journal, tasks, what):
     left = [task for task in tasks if not journal.has(task)]
     if len(left) < len(tasks):
-        runtime.log_main(f"{what}: {len(tasks) - len(left)} of {len(tasks)} pieces are there already")
+        runtime.log_main(f"{what}: {len(tasks) - len(left)} of {len(tasks)} tasks are done already")
     return left
 
 
 def counts_one_by_one(net: Supernet, archs: Sequence[ArchConfig], sample: Sample,
                       batch_size: int) -> tuple[np.ndarray, int]:
-    """The same counts by the plain reference, each arch on its own: (int64 [archs, 2], number of images).
+    """The same counts by the reference, each arch on its own: (int64 [archs, 2], number of images).
 
     batch_size: validation images at a time.
     """
@@ -146,7 +147,7 @@ def counts_one_by_one(net: Supernet, archs: Sequence[ArchConfig], sample: Sample
 
 
 def measured_rate(archs: Sequence[ArchConfig], image_size: int, num_classes: int, space: SearchSpace) -> float:
-    """FLOP per second of this process on a walk over a few of the archs, with weights that mean nothing."""
+    """FLOP per second of this process on the tree of a few of the archs, with untrained weights."""
     steps = prefix_tree.traversal(archs[:RATE_ARCHS])
     net = Supernet(space, num_classes)
     net.eval()
@@ -182,7 +183,7 @@ def plan_text(archs: Sequence[ArchConfig], image_size: int, images: int, num_cla
         f"nodes of the tree             {whole.nodes}",
         f"GMACs per image and subnet    {single / len(archs) / 1e9:.4f} alone, {whole.macs / len(archs) / 1e9:.4f} "
         f"shared, a factor of {single / whole.macs:.3f}",
-        f"shards, chunks, pieces        {shards}, {chunks} of up to {chunk} images, {shards * chunks}; cutting into "
+        f"shards, chunks, tasks         {shards}, {chunks} of up to {chunk} images, {shards * chunks}; cutting into "
         f"shards costs {macs / whole.macs - 1:.2%} more",
         f"FLOPs                         {2 * macs * images:.3g} for {images} images, {2 * macs * calib_images:.3g} for "
         f"{calib_images} calibration images",
@@ -200,8 +201,8 @@ def status_text(journal: Journal) -> str:
     counts, images = journal.counts()
     left = ""
     if rate and done < tasks:
-        left = f", {_duration((tasks - done) / rate)} left at {60 * rate:.1f} pieces per minute"
-    lines = [f"{journal.folder}: {len(journal.plan['codes'])} archs, {done} of {tasks} pieces ({done / tasks:.1%})"
+        left = f", {_duration((tasks - done) / rate)} left at {60 * rate:.1f} tasks per minute"
+    lines = [f"{journal.folder}: {len(journal.plan['codes'])} archs, {done} of {tasks} tasks ({done / tasks:.1%})"
              f"{left}", f"{len(chunks)} of {len(journal.chunks())} chunks are done for all archs: {images} of "
                         f"{journal.plan['images']} images"]
     if images:

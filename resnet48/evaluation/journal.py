@@ -1,9 +1,9 @@
-"""The evaluation of a whole list, in pieces that are files: what is done stays done, whoever did it.
+"""The journal of an evaluation: tasks whose results are files, shared by all processes and never lost.
 
-The list is cut into shards (runs of the sorted walk, see `prefix_tree`), the images into chunks. The work is one
-statistics piece per shard, then one counts piece per chunk and shard. A piece is written whole and named by what it is;
-the folder is named by a fingerprint of all that the numbers depend on. Processes that see the same folder, on one
-machine or on several, need nothing else to share the work: each takes pieces that nobody holds.
+The list is cut into shards (consecutive parts of the traversal, see `prefix_tree`), the images into chunks. There is
+one statistics task per shard, then one counts task per chunk and shard. A result is written atomically under the name
+of its task; the folder is named by a fingerprint of all that the numbers depend on. Processes that see the same folder,
+on one machine or on several, need nothing else to share the work: each takes tasks that are not locked.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from ..system.errors import UserError
 
 FORMAT = 1  # of the files; part of the fingerprint
 PLAN = "plan.json"
-LONGEST_GAP = 10  # usual gaps between two pieces: a longer one is a pause and tells nothing about the speed
+LONGEST_GAP = 10  # median gaps between two results: a longer one is a pause and says nothing about the speed
 
 
 class Task(NamedTuple):
@@ -52,15 +52,15 @@ class Journal:
     @classmethod
     def open(cls, root: str, inputs: dict, codes: Sequence[Sequence[str]], images: int, chunk: int, shards: int,
              fresh: bool = False) -> "Journal":
-        """The journal for these inputs below `root`, begun if it is not there; `fresh` forgets what was done before.
+        """The journal for these inputs below `root`, created if there is none; `fresh` discards earlier results.
 
         inputs: plain data, everything that the counts depend on; codes: (key, arch code) of the list; images: how many;
-        chunk: images a piece. chunk and shards are those of whoever began.
+        chunk: images a task. An existing journal keeps its chunk and shards.
         Raises `UserError` where the folder cannot be written.
         """
         text = json.dumps({"format": FORMAT, "inputs": inputs, "codes": codes, "images": images}, sort_keys=True)
         folder = os.path.join(root, hashlib.sha256(text.encode()).hexdigest()[:16])
-        with files.locked(folder + ".lock"):  # those who begin at once work with one and the same chunk
+        with files.locked(folder + ".lock"):  # processes that start at once share one plan
             if fresh:
                 shutil.rmtree(folder, ignore_errors=True)
             if not os.path.exists(os.path.join(folder, PLAN)):
@@ -74,7 +74,7 @@ class Journal:
         found = [entry.path for entry in os.scandir(root) if os.path.exists(os.path.join(entry.path, PLAN))] \
             if os.path.isdir(root) else []
         if not found:
-            raise UserError(f"there is no evaluation in {root}; `eval_supernet.py run` begins one")
+            raise UserError(f"there is no evaluation in {root}; `eval_supernet.py run` starts one")
         return cls(max(found, key=lambda folder: os.stat(folder).st_mtime))
 
     def chunks(self) -> list[tuple[int, int]]:
@@ -87,7 +87,7 @@ class Journal:
         return [Task("statistics", None, None, shard) for shard in range(self.plan["shards"])]
 
     def counts_tasks(self, chunk: tuple[int, int] | None = None) -> list[Task]:
-        """The counts pieces of one chunk, or of all chunks, in order."""
+        """The counts tasks of one chunk, or of all chunks, in order."""
         return [Task("counts", first, last, shard) for first, last in ([chunk] if chunk else self.chunks())
                 for shard in range(self.plan["shards"])]
 
@@ -103,22 +103,22 @@ class Journal:
             np.save(temporary, array)
 
     def read(self, task: Task, mapped: bool = False) -> np.ndarray:
-        """Raises `UserError` for a piece that is missing or torn."""
+        """Raises `UserError` for a task that is missing or corrupt."""
         return files.read_array(self.path(task), mapped)
 
     def progress(self) -> tuple[list[tuple[int, int]], int, int, float | None]:
-        """(chunks done for all archs, counts pieces done, counts pieces in all, pieces per second, or None)."""
+        """(chunks done for all archs, counts tasks done, counts tasks in all, tasks per second, or None)."""
         done = [task for task in self.counts_tasks() if self.has(task)]
         chunks = [chunk for chunk in self.chunks() if all(map(self.has, self.counts_tasks(chunk)))]
         gaps = np.diff(sorted(os.stat(self.path(task)).st_mtime for task in done))
-        at_work = gaps[gaps <= LONGEST_GAP * np.median(gaps)] if len(gaps) else gaps  # nobody was, in longer ones
+        at_work = gaps[gaps <= LONGEST_GAP * np.median(gaps)] if len(gaps) else gaps  # no process was, in longer ones
         rate = len(at_work) / at_work.sum() if at_work.sum() > 0 else None
         return chunks, len(done), len(self.counts_tasks()), rate
 
     def counts(self) -> tuple[np.ndarray, int]:
         """Hits of every arch over the chunks that are done for all archs: (int64 [archs, 2], number of images).
 
-        Columns: top-1, top-5. Raises `UserError` for a torn piece.
+        Columns: top-1, top-5. Raises `UserError` for a corrupt task.
         """
         total, images = np.zeros((len(self.plan["codes"]), 2), "int64"), 0
         for first, last in self.progress()[0]:
@@ -131,15 +131,15 @@ class Journal:
 
 @contextlib.contextmanager
 def try_lock(path: str) -> Iterator[bool]:
-    """Yield whether this process now holds `path`.lock; the system lets go of it however the process ends.
+    """Yield whether this process now holds `path`.lock; the system releases it however the process ends.
 
-    Where the file system knows no locks everybody holds it: work may be done twice then, with the same result.
+    Where the file system has no locks, every process holds it: work may then be done twice, with the same result.
     Raises `UserError` where the folder is gone or cannot be written.
     """
     try:
         file = open(path + ".lock", "w")
     except OSError as error:
-        raise UserError(f"cannot go on in {os.path.dirname(path)}: {error.strerror}") from error
+        raise UserError(f"cannot continue in {os.path.dirname(path)}: {error.strerror}") from error
     with file as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,10 +157,10 @@ def try_lock(path: str) -> Iterator[bool]:
 
 def run_tasks(journal: Journal, tasks: Sequence[Task], do: Callable[[Task], object],
               share: tuple[int, int]) -> Iterator[Task]:
-    """Yield each piece once it is there, by `do(piece)` here or by another process.
+    """Yield each task once its result is there, from `do(task)` here or from another process.
 
-    share: (rank, ranks) of this process, to begin at different places. Goes on until all pieces are there: what a
-    lost process held is taken over by whoever is left.
+    share: (rank, world size) of this process, so that processes start at different places. Returns when all results are
+    there: the tasks of a process that has died are taken over by the others.
     """
     rank, world_size = share
     start = len(tasks) * rank // world_size
@@ -176,4 +176,4 @@ def run_tasks(journal: Journal, tasks: Sequence[Task], do: Callable[[Task], obje
                 left.remove(task)
                 yield task
         if len(left) == before:
-            time.sleep(0.5)  # the rest is in other hands
+            time.sleep(0.5)  # other processes hold the rest

@@ -1,8 +1,8 @@
-"""The archs of a list as a tree of nodes: what they share is computed once. No Paddle in here.
+"""The prefix tree of a list of archs: nodes that they share are computed once. No Paddle in here.
 
 A node is one of `nodes` with its widths, given all nodes before it: two archs share a node if their nets are the same
-up to there. Sorted by their nodes, archs with a common beginning stand together, so a depth-first walk over the tree is
-a walk along the sorted list that keeps, at each arch, what it has in common with the one before.
+up to there. Sorted by their nodes, archs with a common prefix are neighbours, so a depth-first traversal of the tree
+goes along the sorted list and keeps, at each arch, what it shares with the one before.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from ..space.arch import ArchConfig
 
 
 class Step(NamedTuple):
-    """From one arch to the next: keep the first `kept` nodes of the path, go on with `added`, and there is arch `leaf`.
+    """From one arch to the next: keep the first `kept` nodes of the path and append `added` to reach arch `leaf`.
 
     added: of `ArchConfig.nodes`, from the first where nothing is kept. leaf: index in the list.
     """
@@ -23,7 +23,7 @@ class Step(NamedTuple):
 
 
 def traversal(archs: Iterable[ArchConfig]) -> list[Step]:
-    """The steps of a depth-first walk that visits every arch of a list once. archs: tied `ArchConfig` objects."""
+    """The steps of a depth-first traversal that visits every arch of a list once. archs: tied `ArchConfig` objects."""
     paths = sorted((arch.nodes(), index) for index, arch in enumerate(archs))
     steps, before = [], ()
     for path, index in paths:
@@ -36,7 +36,7 @@ def traversal(archs: Iterable[ArchConfig]) -> list[Step]:
 
 
 def shards(steps: list[Step], count: int) -> list[list[Step]]:
-    """The walk in `count` parts of about equal length, each of which begins with a whole path of its own."""
+    """The traversal in `count` parts of about equal length, each of which begins with a complete path."""
     count = max(1, min(count, len(steps)))
     parts, path = [], ()
     bounds = [len(steps) * i // count for i in range(count + 1)]
@@ -50,7 +50,7 @@ def shards(steps: list[Step], count: int) -> list[list[Step]]:
 
 
 def nodes(steps: list[Step]) -> int:
-    """How many nodes a walk computes."""
+    """How many nodes a traversal computes."""
     return sum(len(step.added) for step in steps)
 
 

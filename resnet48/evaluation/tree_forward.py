@@ -1,4 +1,4 @@
-"""The tree of a list of archs, walked for one batch of images: every shared block is computed once."""
+"""The forward pass of a batch of images through a prefix tree: every shared block is computed once."""
 
 import collections
 import math
@@ -18,7 +18,7 @@ BYTES = 4  # of a float32
 
 
 class Cost(NamedTuple):
-    """What a walk costs. macs: multiply-adds per image of the whole walk, classifiers included.
+    """What a traversal costs. macs: multiply-adds per image of all of it, classifiers included.
 
     nodes: those that are computed. path_bytes: float32 activations per image that are alive at the worst point, the
     image and all temporary ones included. statistics_bytes: mean and variance of every batch norm of every node.
@@ -31,7 +31,7 @@ class Cost(NamedTuple):
 
 
 def cost(steps: list[prefix_tree.Step], image_size: int, num_classes: int) -> Cost:
-    """The `Cost` of a walk over images of image_size pixels."""
+    """The `Cost` of a traversal for images of image_size pixels."""
     macs = statistics = 0
     image = 3 * image_size ** 2 * BYTES
     most = 2 * image + image // BYTES  # while it is normalised
@@ -58,10 +58,10 @@ def _temporary_values(conv):
 
 
 class ReplayedStatistics:
-    """The statistics of every batch norm that a walk meets, in the order in which it meets them.
+    """Batch norm with stored statistics, in the order in which a traversal reaches the layers.
 
-    values: float32, mean then variance of one layer after the other; a walk over the same steps reads them in the order
-    in which `RecordingStatistics` wrote them.
+    values: float32, mean then variance of one layer after the other; a traversal of the same steps reads them in the
+    order in which `RecordingStatistics` wrote them.
     """
 
     def __init__(self, values: np.ndarray):
@@ -87,12 +87,12 @@ class RecordingStatistics:
         return layers.batch_norm_with(y, layer, mean, variance)
 
     def values(self) -> np.ndarray:
-        """What a `ReplayedStatistics` reads."""
+        """What `ReplayedStatistics` reads."""
         return np.concatenate(self.parts)
 
 
 class SlicedWeightCache:
-    """Slices of the supernet's convolutions, laid out for the engine and kept for the next node that needs them.
+    """Slices of the supernet's convolutions, laid out by `conv_algorithms` and kept for the next node that needs them.
 
     bytes_kept: how much may be kept; the least recently used go first. dtype: of the computation. dense_up_to: see
     `conv_algorithms.convolution`; fixed for a whole evaluation, because the layout shows in the last digits of the
@@ -123,7 +123,7 @@ class SlicedWeightCache:
 @paddle.no_grad()
 def forward_tree(weights: SlicedWeightCache, steps: list[prefix_tree.Step], images: paddle.Tensor, norm: Callable,
                  leaf: Callable | None = None) -> None:
-    """Walk the steps of `prefix_tree.traversal` with a batch of images (float32 [N, 3, S, S]), all at once.
+    """Run a batch of images (float32 [N, 3, S, S]) through the steps of `prefix_tree.traversal`.
 
     weights: `SlicedWeightCache`. norm(y, layer): normalises convolution outputs: a `ReplayedStatistics`,
     `RecordingStatistics`, or `layers.batch_norm` of a net in evaluation mode, which inherits the running statistics.

@@ -12,13 +12,13 @@ from ..system import files
 from ..system.errors import UserError
 from . import datasets, transforms
 
-EVAL_TRANSFORM = "evaluation view 2"  # counts up when `transforms.eval_transform` changes what it gives
+EVAL_TRANSFORM = "evaluation view 2"  # to be increased when `transforms.eval_transform` gives other pixels
 SHRUNK = "shrunk 1"  # the same for `transforms.shrunk`
 SHORT_SIDES = 2  # short side of a kept training image, in image sizes: a crop of a quarter of the area loses nothing
 
 
 def fingerprint(split: datasets.Split, indices: Sequence[int], size: int, skip_bad: bool = False) -> str:
-    """What the evaluation views of these images depend on: names, sizes and times of the files, and the transform."""
+    """A digest of what decoded images depend on: names, sizes and times of the files, and the evaluation transform."""
     return _digest(f"{EVAL_TRANSFORM} {size} {skip_bad}", split, indices)
 
 
@@ -37,7 +37,7 @@ def _digest(transform, split, indices):
 def _state(path):
     try:
         about = os.stat(path)
-    except OSError:  # gone since it was listed, or a link to nothing: whoever decodes it says so
+    except OSError:  # deleted since it was listed, or a dangling link: decoding it raises the error
         return "missing"
     return f"{about.st_size} {about.st_mtime_ns}"
 
@@ -52,10 +52,10 @@ def _room(path, shape):
 
 def decoded(images: datasets.ImageSet, split: datasets.Split, indices: Sequence[int],
             what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluation views of some images of a split of the set and their labels: (uint8 [n, 3, S, S], int64 [n]).
+    """Some images of a split under the evaluation transform, and their labels: (uint8 [n, 3, S, S], int64 [n]).
 
-    As `datasets.decode` gives them, kept in `images.cache_dir` if that is set. what: how messages name the images.
-    Two processes that need the same images at once: one decodes, the other waits for it.
+    As `datasets.decode` gives them, kept in `images.cache_dir` if that is set. what: how messages name the images. If
+    two processes need the same images at once, one decodes and the other waits.
     Raises `datasets.BadImage` as `datasets.decode` does, and where no image is left.
     """
     pixels, labels = _decoded(images, split, indices, what)
@@ -112,7 +112,7 @@ def for_training(images: datasets.ImageSet) -> datasets.ImageSet:
 
     A kept image is shrunk to a short side of SHORT_SIDES times the image size. Training crops are cut from it, so they
     differ a little from those of the original, and small crops are less sharp. All processes on a machine and their
-    workers map the same file. An unreadable image stays its path, so that training finds it out as without a cache.
+    workers map the same file. An unreadable image stays a path, so that training treats it as it does without a cache.
     Raises `UserError` as `require_folder` does, and where the folder cannot be written.
     """
     require_folder(images)

@@ -1,4 +1,4 @@
-"""Images: an ImageNet-layout folder or the built-in handwritten digits, and their evaluation views.
+"""Image sets: a folder in ImageNet's layout or the built-in handwritten digits, and decoding for evaluation.
 
 Images stay uint8 [N, 3, S, S] until they are on the device; `normalize` is the first thing a step does.
 """
@@ -50,7 +50,7 @@ class Split:
         return image if isinstance(image, str) else f"built-in digit {index}"
 
     def names_digest(self) -> str:
-        """A fingerprint of the files' names and class folders in order, wherever the folder lies."""
+        """A digest of the file names and class folders in order, independent of where the folder lies."""
         names = (os.path.join(*image.split(os.sep)[-2:]) for image in self.images if isinstance(image, str))
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
@@ -59,8 +59,8 @@ class Split:
 class ImageSet:
     """A training and a validation split over the same classes, how they are shown and how their files are read.
 
-    size: height and width in pixels; crop_scale: smallest part of the area that a training crop takes; flip: whether
-    mirrored images mean the same.
+    size: height and width in pixels; crop_scale: smallest part of the area that a training crop takes; flip: whether a
+    mirrored image keeps its label.
     workers: processes that decode training images (0: none), threads that decode others; skip_bad: leave unreadable
     validation and calibration images out; cache_dir: the folder that keeps decoded images, or None to keep none.
     """
@@ -135,7 +135,7 @@ def _listed(folders, classes):
 def _digits(size):
     """Scikit-learn's 1,797 handwritten digits (UCI, 8 x 8), drawn 28 pixels wide in the middle of a 37-pixel square.
 
-    The evaluation view of 32 pixels then shows the whole digit. A fixed 360 of them are for validation.
+    The evaluation transform to 32 pixels then shows the whole digit. A fixed 360 of them are for validation.
     """
     from sklearn.datasets import load_digits  # here: only the built-in set needs it, and it is slow to import
 
@@ -154,7 +154,9 @@ def _digits(size):
 # --- one image --------------------------------------------------------------------------------------------------------
 
 def transformed(split: Split, index: int, make: Callable, *arguments) -> object:
-    """`make(picture, *arguments)` for one image; raises `BadImage` naming the file if it cannot be decoded."""
+    """`make(image, *arguments)` for one image, not yet decoded; raises `BadImage` naming the file if it cannot be
+    decoded.
+    """
     try:
         return make(split.encoded_image(index), *arguments)
     except transforms.UNREADABLE as error:
@@ -162,7 +164,7 @@ def transformed(split: Split, index: int, make: Callable, *arguments) -> object:
 
 
 def normalize(images: paddle.Tensor) -> paddle.Tensor:
-    """uint8 [N, 3, S, S] on any device to float32 with ImageNet's mean and deviation taken out."""
+    """uint8 [N, 3, S, S] on any device to float32, normalised by ImageNet's mean and standard deviation."""
     mean = paddle.to_tensor([255 * value for value in MEAN], "float32")
     variance = paddle.to_tensor([(255 * value) ** 2 for value in STD], "float32")
     # The batch-norm kernel, because broadcasting is far slower on a CPU.
@@ -172,7 +174,7 @@ def normalize(images: paddle.Tensor) -> paddle.Tensor:
 # --- images that are decoded once -------------------------------------------------------------------------------------
 
 def in_threads(do: Callable[[int], object], count: int, threads: int, what: str) -> None:
-    """`do(place)` for every place below `count`, with progress. Images are decoded outside the interpreter's lock."""
+    """Call `do(place)` for every place below `count`, with progress. Decoding releases the interpreter's lock."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for _ in progress(pool.map(do, range(count)), count, what):
             pass
@@ -180,10 +182,10 @@ def in_threads(do: Callable[[int], object], count: int, threads: int, what: str)
 
 def decode(split: Split, indices: Sequence[int], size: int, threads: int = 1, skip_bad: bool = False,
            what: str = "images", into: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluation views of the given images and their labels: (uint8 [n, 3, size, size], int64 [n]).
+    """The given images under the evaluation transform, and their labels: (uint8 [n, 3, size, size], int64 [n]).
 
     what: how messages name the images. into: an array of that shape to fill, such as a memory-mapped one.
-    Raises `BadImage` for the first unreadable one, or leaves such images out and says so with skip_bad.
+    Raises `BadImage` for the first unreadable one; with skip_bad, leaves such images out and logs it.
     """
     pixels = np.empty((len(indices), 3, size, size), "uint8") if into is None else into
     good = np.ones(len(indices), bool)
@@ -207,7 +209,7 @@ def decode(split: Split, indices: Sequence[int], size: int, threads: int = 1, sk
 def balanced_sample(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Indices of `count` images (all, if there are fewer), as many of each class as possible: a pure function.
 
-    Which classes give one more than others, or with fewer images than classes one at all, is drawn too.
+    Which classes get one more than others (or, with fewer images than classes, one at all) is drawn too.
     """
     rng = np.random.default_rng(seed)
     by_class = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]

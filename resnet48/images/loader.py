@@ -22,11 +22,12 @@ from . import transforms
 from .datasets import BadImage, ImageSet, transformed
 
 BAD_IMAGES_ALLOWED = 50  # unreadable training images before training stops: a broken copy, not a few broken files
-NO_GOOD_IMAGE = -1  # stands among the bad ones where none but bad ones were found
+NO_GOOD_IMAGE = -1  # in a list of unreadable images: no readable one was found
 
 
 def steps_per_epoch(images: ImageSet, batch_size: int, world_size: int) -> int:
-    """Whole batches in one pass; what is left over changes with each epoch's order. Raises `UserError` if none."""
+    """Whole batches per epoch; which images are left over depends on the epoch. Raises `UserError` if there are none.
+    """
     steps = len(images.train) // (batch_size * world_size)
     if steps == 0:
         raise UserError(f"--batch_size {batch_size} on {world_size} process(es) is more than the {len(images.train)} "
@@ -40,7 +41,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class _TransformedImages(paddle.io.Dataset):
-    """Training views by (epoch, index). A bad image gives its place to the next good one and is reported."""
+    """Transformed training images by (epoch, index). The next readable image stands in for an unreadable one."""
 
     def __init__(self, images, seed):
         super().__init__()
@@ -61,7 +62,7 @@ class _TransformedImages(paddle.io.Dataset):
                 return pixels, images.train.labels[candidate], bad
             except BadImage:
                 bad.append(candidate)
-        # Told as data: Paddle turns an exception in a worker process into one of its own that says nothing.
+        # Returned as data: Paddle replaces an exception in a worker process by one that does not say what happened.
         return np.zeros((3, images.size, images.size), "uint8"), 0, [*bad, NO_GOOD_IMAGE]
 
 
@@ -89,19 +90,19 @@ class _Steps(paddle.io.BatchSampler):
 
 def _collate(samples):
     pixels, labels, bad = zip(*samples)
-    # The bad ones stay plain numbers, which Paddle passes on: to look at a tensor would be to wait for a GPU.
+    # The indices of unreadable images stay plain numbers: reading a tensor would wait for the GPU.
     return np.stack(pixels), np.array(labels, "int64"), list(itertools.chain(*bad))
 
 
 def _follow_the_main_process(_worker):
-    """A worker ends when the main process says so or is gone, and not by a signal that is for the main process.
+    """Make a worker end when the main process says so or is gone, and ignore signals meant for the main process.
 
-    A shell, a batch system and `timeout` signal the whole process group; Paddle's own watch blocks on a queue.
+    A shell, a batch system and `timeout` signal the whole process group; Paddle's own watchdog blocks on a queue.
     """
     def end_with(parent):
         while os.getppid() == parent:
             time.sleep(1)
-        for left in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):  # batches that nobody will fetch any more
+        for left in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):  # batches that will not be fetched any more
             os.unlink(left)
         os._exit(1)
 
@@ -112,14 +113,14 @@ def _follow_the_main_process(_worker):
 
 @contextlib.contextmanager
 def dead_workers_named() -> Iterator[None]:
-    """While batches are read: Paddle interrupts whatever runs with a `SystemError` when a worker dies."""
+    """A block that reads batches: a `UserError` if a worker dies, for which Paddle raises `SystemError` anywhere."""
     try:
         yield
     except (SystemError, OSError) as error:
-        # An OSError if it interrupted gradients that are written in Python: Paddle tells about those in its own way.
+        # It arrives as an OSError if it interrupted a gradient written in Python.
         if isinstance(error, OSError) and "SystemError: " not in str(error):
             raise
-        # Nobody will tell the other workers to end, and they ignore the signal that Python sends at exit and waits for.
+        # Nothing else ends the other workers: they ignore the signal that Python sends at exit before it joins them.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for worker in multiprocessing.active_children():
             worker.kill()
@@ -128,7 +129,7 @@ def dead_workers_named() -> Iterator[None]:
 
 
 def _loader(views, sampler, workers):
-    """Collated batches as tensors. A generator, so that it can be asked again at its end."""
+    """Collated batches as tensors. A generator, so that it can be drained again later."""
     if workers:
         yield from paddle.io.DataLoader(views, batch_sampler=sampler, collate_fn=_collate, num_workers=workers,
                                         worker_init_fn=_follow_the_main_process)
@@ -143,7 +144,7 @@ def batches(images: ImageSet, first_step: int, last_step: int, batch_size: int, 
     """Yield (uint8 [batch_size, 3, S, S], int64 [batch_size]) for steps first_step .. last_step - 1 of a run.
 
     batch_size: images of this rank. The steps of one epoch share out its images without repeats over all ranks.
-    `images.workers` processes decode them, or this one for 0. report(text): told about bad images.
+    `images.workers` processes decode them, or this one for 0. report(text): is called for each unreadable image.
     Raises `UserError` when more than a few images are unreadable, a worker process dies or /dev/shm is too small; code
     that runs between two batches needs `dead_workers_named` around it too.
     """
@@ -163,7 +164,7 @@ def batches(images: ImageSet, first_step: int, last_step: int, batch_size: int, 
                                    f"allowed are {BAD_IMAGES_ALLOWED}")
                 yield pixels, labels
     finally:
-        # The loader ends its workers only when it is run to the end, so end the steps and take what is under way.
+        # The loader ends its workers only when it is exhausted: end the sampler and drain the batches under way.
         sampler.ended = True
         for _ in loader:
             pass

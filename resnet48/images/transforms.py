@@ -1,4 +1,4 @@
-"""From an image to the uint8 pixels that the net is shown.
+"""Image transforms: from an encoded image to the uint8 pixels that a net sees.
 
 The filter is bilinear with antialiasing, as Pillow defines it. simplejpeg decodes JPEGs about 1.5 times as fast as
 Pillow, to the same pixels, and OpenCV resizes three times as fast, to nearly the same ones; where one cannot be
@@ -15,7 +15,7 @@ from PIL import Image
 try:
     import cv2
 
-    cv2.setNumThreads(0)  # whoever wants several images at once has threads or processes of his own
+    cv2.setNumThreads(0)  # callers use threads or processes of their own for several images at once
 except Exception:  # its import fails in several ways: no libGL on the machine, another numpy
     cv2 = None
 try:
@@ -23,7 +23,7 @@ try:
 except Exception:  # no wheel for this machine, another numpy
     simplejpeg = None
 
-UNREADABLE = OSError, SyntaxError, ValueError, Image.DecompressionBombError  # what a broken file makes Pillow raise
+UNREADABLE = OSError, SyntaxError, ValueError, Image.DecompressionBombError  # what Pillow raises for a corrupt file
 MOST_OPENCV = 32767  # pixels a side that OpenCV can sample from
 
 
@@ -51,7 +51,7 @@ def from_array(pixels: np.ndarray) -> EncodedImage:
 
 
 def _plain_jpeg(content):
-    """For simplejpeg; None where Pillow knows better: other formats, four colours, bombs."""
+    """A JPEG for simplejpeg; None where Pillow is needed: other formats, four colours, decompression bombs."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
@@ -63,7 +63,7 @@ def _plain_jpeg(content):
         try:
             return simplejpeg.decode_jpeg(content, "RGB", min_height=-(-height // shrink),
                                           min_width=-(-width // shrink)), shrink
-        except ValueError:  # broken, or only odd; Pillow decides
+        except ValueError:  # corrupt, or only unusual; Pillow decides
             return _by_pillow(Image.open(io.BytesIO(content))).decode(shrink)
 
     return EncodedImage((width, height), decode)
@@ -86,7 +86,7 @@ def _rgb(image):
     return image.convert("RGB")
 
 
-# --- views ------------------------------------------------------------------------------------------------------------
+# --- transforms -------------------------------------------------------------------------------------------------------
 
 def train_transform(image: EncodedImage, size: int, rng: np.random.Generator, crop_scale: float,
                     flip: bool) -> np.ndarray:
@@ -103,7 +103,7 @@ def train_transform(image: EncodedImage, size: int, rng: np.random.Generator, cr
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             break
-    else:  # a very long image: the largest crop of an allowed ratio in the middle
+    else:  # a very long image: the largest central crop of an allowed ratio
         w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
         left, top = (width - w) // 2, (height - h) // 2
     pixels = _resized(image, (left, top, left + w, top + h), (size, size))
@@ -148,12 +148,13 @@ def _planes(pixels, mirrored=False):
 # --- resizing ---------------------------------------------------------------------------------------------------------
 
 def libraries() -> str:
-    """What decodes and resizes here, for a person who wonders about the speed."""
+    """The libraries that decode and resize, on which the speed depends."""
     return f"{'simplejpeg' if simplejpeg else 'Pillow'} and {resizer()}"
 
 
 def resizer() -> str:
-    """What resizes, for those who must not mix what differs in the last bits."""
+    """The library that resizes: the results of two differ in the last bits, so caches of one must not serve the other.
+    """
     return "OpenCV" if cv2 else "Pillow"
 
 
@@ -170,7 +171,7 @@ def _resized(image, box, size):
 
 
 def _resized_by_opencv(pixels, box, size):
-    """Smoothed as the factor asks for, then sampled linearly.
+    """Smooth as the scale factor requires, then sample linearly.
 
     Against Pillow's filter the pixels of photographs differ by .5 to 1.3 of 255 in the mean at the factor 1.46, where
     it is most, and by less than .5 from 2 on; sampling alone differs by 1 to 2.7 there, and by up to 14 further on.

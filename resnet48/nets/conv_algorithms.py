@@ -1,4 +1,4 @@
-"""How a convolution is run: which algorithm for which feature size. One place, so that the nets read without it.
+"""Convolution algorithms, and which one is used for which feature size. The nets need not know.
 
 All of them compute the same sums; they differ in what they multiply and move. Measured in benchmarks/convolution.py.
 """

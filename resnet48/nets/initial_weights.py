@@ -7,7 +7,7 @@ from paddle import nn
 
 
 def initialize(net: nn.Layer, how: str) -> None:
-    """Draw the weights of all convolutions of a net anew, unless `how` is he_fan_in, which Paddle has drawn.
+    """Draw the weights of all convolutions of a net again, unless `how` is he_fan_in, which Paddle has drawn.
 
     With a batch norm behind every convolution, the size of the weights divides the effective learning rate.
     - he_fan_in: normal, deviation sqrt(2 / fan_in) (arXiv 1502.01852, eq. 10).

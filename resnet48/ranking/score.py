@@ -1,4 +1,4 @@
-"""How well a submission's ranking agrees with the truth, beside what counting alone gives. No Paddle in here.
+"""How well a submission's ranking agrees with the truth, beside the free baselines. No Paddle in here.
 
 Submission and truth are joined on the arch code, never on keys or order. Board A of the competition is |Pearson|,
 board B is Kendall's tau.
@@ -117,7 +117,7 @@ def score(submission: str, truth: str, space: SearchSpace = FULL, image_size: in
 
 
 def report_markdown(result: Score) -> str:
-    """The score sheet as Markdown: what was joined, the table of rankings with intervals, and one verdict."""
+    """The report as Markdown: what was joined, the table of agreements with intervals, and the conclusion."""
     ours, theirs = result.submission, result.truth
     lines = [
         "# Score",
@@ -191,7 +191,7 @@ def plot(result: Score, path: str) -> None:
 
 
 def _join(submission, truth, space):
-    """The archs that both files hold, in the submission's order, and both sides' `Ranking`."""
+    """The archs that both files hold, in the submission's order, and the `Ranking` of both files."""
     our_archs, our_accuracies = _read_accuracies(submission, "submission", space)
     their_archs, their_accuracies = _read_accuracies(truth, "truth", space)
     position = {arch.code: i for i, arch in enumerate(their_archs)}

@@ -1,7 +1,8 @@
-"""The arch list and the submission: read, write, prove where it came from, verify. No Paddle in here.
+"""The submission: write it, record what it was made of, verify it. No Paddle in here.
 
-Both are `{"arch1": {"acc": 0.0, "arch": "1252..."}, ...}`. The order of the keys and the code strings are the list's;
-`acc` is the top-1 accuracy in percent. Beside a submission lies a manifest that says what it was made of.
+Its format is that of the arch list, `{"arch1": {"acc": 0.0, "arch": "1252..."}, ...}`, with the list's keys, their
+order and the code strings; `acc` is the top-1 accuracy in percent. The manifest beside a submission says what it was
+made of.
 """
 
 import os
@@ -18,8 +19,8 @@ def write_accuracies(path: str, entries: Sequence[Entry], accuracies: Sequence[f
     """Write a submission, whole or not at all.
 
     entries: `Entry` objects in the list's order. accuracies: as many numbers, top-1 in percent.
-    Raises `ValueError` for a wrong number of accuracies, one that is not within 0..100, or a key that stands twice,
-    and `UserError` where the file cannot be written.
+    Raises `ValueError` for a wrong number of accuracies, one that is not within 0..100, or a key that occurs twice, and
+    `UserError` where the file cannot be written.
     """
     if len(entries) != len(accuracies):
         raise ValueError(f"{len(entries)} archs need as many accuracies, got {len(accuracies)}")
@@ -28,7 +29,7 @@ def write_accuracies(path: str, entries: Sequence[Entry], accuracies: Sequence[f
         if not 0 <= accuracy <= 100:  # also catches NaN
             raise ValueError(f"the accuracy of {key!r} is {accuracy}, allowed is 0..100 percent")
         if key in content:
-            raise ValueError(f"the key {key!r} stands twice among the entries")
+            raise ValueError(f"the key {key!r} occurs twice among the entries")
         content[key] = {"acc": float(accuracy), "arch": code}
     files.write_json(path, content)
 
@@ -45,7 +46,8 @@ def write_counts(submission: str, entries: Sequence[Entry], counts: Sequence[tup
 
 def write_submission(path: str, arch_list: str, checkpoint: str, entries: Sequence[Entry], chosen: Sequence[Entry],
                      counts: Sequence[tuple[int, int]], images: int, about: dict) -> str:
-    """Write the submission for the `chosen` of a list's entries, with counts and manifest beside it; what to say of it.
+    """Write the submission for the `chosen` of a list's entries, with counts and manifest beside it; returns a line for
+    the log.
 
     counts: (top-1, top-5) of each chosen entry in `images` images. about: the rest of the manifest, see
     `write_manifest`.
@@ -62,7 +64,8 @@ def write_submission(path: str, arch_list: str, checkpoint: str, entries: Sequen
 
 def write_partial(path: str, codes: Sequence[list], counts: Sequence[tuple[int, int]], images: int,
                   planned: int) -> str:
-    """Write a submission from an evaluation that may be unfinished, on the `images` it has seen; what to say of it.
+    """Write a submission from an evaluation that may be unfinished, on the `images` it has seen; returns a line for the
+    log.
 
     planned: how many images it will see. codes: [key, code] of each arch. It has no manifest, so
     `verify` will not take it for a finished one.
@@ -82,7 +85,7 @@ def manifest_path(submission: str) -> str:
 
 def write_manifest(submission: str, arch_list: str, checkpoint: str, net: dict, settings: dict, archs: int,
                    partial: bool, val_images: int, image_size: int, versions: dict[str, str]) -> str:
-    """Write down what the submission at `submission` was made of, beside it. Returns the manifest's path.
+    """Write the manifest beside the submission at `submission`: what it was made of. Returns the manifest's path.
 
     arch_list, checkpoint: a path, or the SHA-256 as 64 hex digits where it was taken before the evaluation.
     net: what the supernet is, as plain data (`checkpoint.describe`). settings: the resolved evaluation settings.
@@ -123,7 +126,7 @@ def read_manifest_net(submission: str) -> tuple[SearchSpace, int, int]:
 
 
 def verify(submission_path: str, list_path: str, checkpoint_digest: str | None = None) -> list[str]:
-    """What speaks against handing this submission in: a list of sentences, empty if all is well.
+    """What is wrong with a submission: a list of sentences, empty if it is ready to submit.
 
     Keys, their order and the code strings must be the list's; accuracies finite, within 0..100 and not all equal;
     the manifest there, about these very files, and not about a partial run.
@@ -151,7 +154,7 @@ def _key_findings(content, entries):
     expected = [key for key in listed if key in content]
     for key, other in zip(found, expected):
         if key != other:
-            findings.append(f"the keys do not stand in the list's order: {key!r} stands where {other!r} belongs")
+            findings.append(f"the keys are not in the list's order: {key!r} is where {other!r} belongs")
             break
     return findings
 

@@ -61,7 +61,9 @@ class SearchSpace:
         return self._uniform([fewest for fewest, _ in self.depths], which=-1)
 
     def sample(self, rng: np.random.Generator) -> "ArchConfig":
-        """A random arch: depths and digits uniform and independent but for the ties. rng: a numpy Generator."""
+        """A random arch: depths and digits are uniform and independent, except where shortcuts tie widths. rng: a numpy
+        Generator.
+        """
         def draw(allowed):
             return allowed[int(rng.integers(len(allowed)))]
 
@@ -72,7 +74,7 @@ class SearchSpace:
         return self._assemble(depths, outer[0], inner, outer)
 
     def narrowed(self, base_channels: Sequence[int], divisor: int) -> "SearchSpace":
-        """The same codes over other base widths: a narrow copy that makes the same road honest on a CPU."""
+        """The same codes over other base widths: a narrow copy lets the full pipeline run on a CPU."""
         return SearchSpace(self.name, tuple(base_channels), divisor, self.ratios, self.depths, self.codes)
 
     def to_dict(self) -> dict:
@@ -95,7 +97,7 @@ class SearchSpace:
 
 
 FULL = SearchSpace("full")
-#: The digits that all 45,000 published archs keep to.
+#: The digits that occur in the 45,000 published archs.
 PUBLISHED = SearchSpace("published", codes=("123", "123", "123", "12345", "1234567"))
 SPACES = {space.name: space for space in (PUBLISHED, FULL)}
 

@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 def read_list(path: str, space: SearchSpace = FULL) -> list[Entry]:
     """The arch list at `path`: a list of `Entry`, in the file's order.
 
-    Raises `UserError` naming the file and the key for a malformed entry or code and for an arch that stands twice.
+    Raises `UserError` naming the file and the key for a malformed entry or code and for an arch that is listed twice.
     """
     return read_accuracies(path, "arch list", space)[0]
 
@@ -67,7 +67,7 @@ def read_accuracies(path: str, what: str, space: SearchSpace = FULL) -> tuple[li
             raise UserError(f"{what} {path}, key {key!r}: {error}") from error
         if arch.code in key_of:
             raise UserError(f"{what} {path}: keys {key_of[arch.code]!r} and {key!r} hold the same arch {arch.code}; "
-                            f"each arch may stand there once, in 51 or in 52 digits")
+                            f"each arch may occur once, in 51 or in 52 digits")
         key_of[arch.code] = key
         entries.append(Entry(key, value["arch"], arch))
         accuracies.append(float(value["acc"]))

@@ -1,4 +1,4 @@
-"""What every module may raise, and how a script turns it into one clear sentence."""
+"""Errors that a user can mend, and how the scripts report them."""
 
 import contextlib
 import errno
@@ -8,24 +8,24 @@ from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong. The message says what, where, what is allowed and what to do.
+    """The user's input is wrong. The message says what, where, what is allowed and what to do.
 
-    A script prints it and exits with code 2; a stack trace is for our own bugs.
+    The scripts print it and exit with code 2; only a bug shows a stack trace.
     """
 
 
 class Stopped(Exception):
     """A signal has asked to stop, and everything that was finished is kept. The message is the signal's name.
 
-    A script ends with code 0; whoever runs one thing after the other must not begin the next.
+    A script ends with code 0; a program that runs several in turn must not start the next.
     """
 
 
 def exit_on_user_error(main: Callable) -> object:
     """Run `main()`; print a `UserError` as one sentence on standard error and exit with code 2.
 
-    An interrupt from the keyboard ends it without a stack trace too, with the code that shells give it, and so does
-    memory that does not suffice, on the host or on a GPU.
+    A keyboard interrupt ends it without a stack trace too, with the exit code that shells use, and so does running out
+    of memory, on the host or on a GPU.
     """
     try:
         return main()
@@ -40,7 +40,7 @@ def exit_on_user_error(main: Callable) -> object:
         with contextlib.suppress(OSError):
             print(f"error: cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}",
                   file=sys.stderr, flush=True)
-        # Mostly it is the log that standard output goes to: what is still held back for it would fail at the end again.
+        # Usually it is the log behind standard output: flushing the rest of its buffer at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(2)
     except MemoryError:

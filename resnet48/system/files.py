@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes, locks and checked reads."""
 
 import contextlib
 import fcntl
@@ -16,9 +16,9 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def atomic_write(path: str) -> Iterator[str]:
-    """Yield a temporary path beside `path`; when the block ends well it becomes `path`, otherwise it goes away.
+    """Yield a temporary path beside `path`; it replaces `path` if the block succeeds and is removed otherwise.
 
-    Missing folders are made. Raises `UserError` where the folder cannot be written or the disk is full.
+    Missing folders are created. Raises `UserError` where the folder cannot be written or the disk is full.
     """
     folder = os.path.dirname(os.path.abspath(path))
     temporary = None
@@ -53,9 +53,9 @@ def appending(path: str) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Wait for, then hold, a lock file that the system lets go of however the process ends.
+    """Wait for a lock file, then hold it; the system releases it however the process ends.
 
-    Missing folders are made. Raises `UserError` where the file cannot be written.
+    Missing folders are created. Raises `UserError` where the file cannot be written.
     """
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -69,11 +69,11 @@ def locked(path: str) -> Iterator[None]:
 
 
 def require_writable(path: str) -> None:
-    """Raise `UserError` now, before hours of work, if `path` could not be written later. Makes nothing."""
+    """Raise `UserError` now, before hours of work, if `path` could not be written later. Creates nothing."""
     if os.path.isdir(path):
         raise UserError(f"cannot write {path}: it is a folder")
     folder = os.path.dirname(os.path.abspath(path))
-    while not os.path.lexists(folder):  # missing folders will be made in the first one that is there
+    while not os.path.lexists(folder):  # missing folders will be created in the first one that exists
         folder = os.path.dirname(folder)
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -85,7 +85,7 @@ def require_writable(path: str) -> None:
 def _cannot_write(path, error):
     reason = error.strerror or error
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        reason = f"a file stands where the folder {os.path.dirname(os.path.abspath(path))} should be"
+        reason = f"there is a file where the folder {os.path.dirname(os.path.abspath(path))} should be"
     return UserError(f"cannot write {path}: {reason}")
 
 
@@ -100,7 +100,7 @@ def write_json(path: str, data: object, indent: int | None = None) -> None:
 
 
 def read_json(path: str, what: str) -> object:
-    """The content of a JSON file; `what` names it in the errors. A key that stands twice is an error.
+    """The content of a JSON file; `what` names it in the errors. A key that occurs twice is an error.
 
     Raises `UserError` for a missing, unreadable or malformed file.
     """
@@ -108,7 +108,7 @@ def read_json(path: str, what: str) -> object:
         seen = {}
         for key, value in pairs:
             if key in seen:
-                raise UserError(f"{what} {path}: the key {key!r} stands there twice")
+                raise UserError(f"{what} {path}: the key {key!r} occurs twice")
             seen[key] = value
         return seen
 
@@ -130,7 +130,7 @@ def read_json(path: str, what: str) -> object:
 
 
 def read_array(path: str, mapped: bool = False) -> np.ndarray:
-    """The array in a .npy file that can be made again. Raises `UserError` for one that is missing or torn."""
+    """The array in a .npy file that can be computed again. Raises `UserError` if it is missing or corrupt."""
     try:
         return np.load(path, mmap_mode="r" if mapped else None)
     except (OSError, ValueError, EOFError) as error:

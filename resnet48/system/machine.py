@@ -47,7 +47,7 @@ def settings(environment: Mapping[str, str], cpus: int, is_amd: bool, paddle: st
     return {name: value for name, value in wanted.items() if name not in environment}
 
 
-_shown = ["the settings of machine.py have not been applied"]
+_shown = ["machine.prepare has not been called"]
 
 
 def report() -> str:
@@ -85,7 +85,7 @@ def cpu_count() -> int:
 
 
 def _keep_memory():
-    """Tell glibc to keep freed memory instead of returning it: else every large temporary is mapped and zeroed anew."""
+    """Tell glibc to keep freed memory instead of returning it: else each large temporary is mapped and zeroed again."""
     if os.environ.get("RESNET48_KEEP_MEMORY") == "0":
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library

@@ -1,4 +1,4 @@
-"""The process and its peers: device, ranks, reductions, messages, signals."""
+"""The process and its peers: device, ranks, collectives, log lines, signals."""
 
 import contextlib
 import os
@@ -26,8 +26,8 @@ SECONDS_TO_JOIN = 300  # for all ranks; the launcher starts them together, so mo
 def start(device: str, join: bool = True, channels_last: bool = False) -> None:
     """Choose the device and, unless told otherwise, join the processes that `paddle.distributed.launch` started.
 
-    Says what the machine is and how it is set. channels_last: have Paddle tune the layout of features, which on a GPU
-    with tensor cores means NHWC.
+    Logs what the machine is and how it is set up. channels_last: have Paddle tune the layout of features, which on a
+    GPU with tensor cores means NHWC.
     """
     if device == "auto":
         device = "gpu" if paddle.device.cuda.device_count() else "cpu"
@@ -37,7 +37,8 @@ def start(device: str, join: bool = True, channels_last: bool = False) -> None:
     if channels_last:
         paddle.incubate.autotune.set_config({"layout": {"enable": True}})
     if join and world_size() > 1:
-        if device == "cpu":  # as the launcher has it; ranks started by hand would get another way that leaves processes
+        # the launcher's choice; ranks started by hand would get a backend that leaves processes behind
+        if device == "cpu":
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         with _joining_within(int(os.environ.get("FLAGS_stop_check_timeout", SECONDS_TO_JOIN))):
             dist.init_parallel_env()
@@ -59,7 +60,7 @@ def _joining_within(seconds):
         if not told and os.getppid() == waiting:
             os.write(2, f"error: rank {rank()} of {world_size()} has waited {seconds} s for the others: start as many "
                         "processes as --nproc_per_node and --nnodes say, and see the logs of the others\n".encode())
-            os.kill(waiting, signal.SIGKILL)  # it answers to nothing else without a stack trace
+            os.kill(waiting, signal.SIGKILL)  # nothing else ends it without a stack trace
         os._exit(0)
     os.close(reader)
     try:
@@ -87,7 +88,7 @@ def seed_everything(seed: int) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes, for a manifest."""
+    """Versions of the packages that compute, for a manifest."""
     return {"paddle": paddle.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
 
 
@@ -107,19 +108,19 @@ def require_shared_memory(workers: int, batch_bytes: int) -> None:
 
 
 def log_main(message: str) -> None:
-    """A line from rank 0 for the person who watches."""
+    """Log a line, from rank 0 only."""
     if rank() == 0:
         log_rank(message)
 
 
 def log_rank(message: str) -> None:
-    """A line from this rank, which the launcher writes to a log of its own."""
+    """Log a line from this rank; the launcher keeps one log per rank."""
     tqdm.write(message)
     sys.stdout.flush()
 
 
 def progress(iterable: Iterable, total: int, what: str) -> Iterator:
-    """Pass an iterable through: a bar on a terminal, a plain line now and then in a log, nothing from other ranks."""
+    """Pass an iterable through with its progress on rank 0: a bar on a terminal, a line now and then in a log."""
     if rank() != 0:
         yield from iterable
         return
@@ -146,7 +147,7 @@ def counting(first: int, last: int, what: str) -> Iterable[int]:
 
 @contextlib.contextmanager
 def _lost_ranks_named():
-    """Where ranks exchange numbers: one that has ended shows as an error of the connection."""
+    """A block with a collective, where another rank that has ended shows as an error of the connection."""
     try:
         yield
     except RuntimeError as error:
@@ -154,12 +155,12 @@ def _lost_ranks_named():
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"rank {rank()} of {world_size()} has lost the others; the log of the one that ended first, "
                         "log/"
-                        f"workerlog.N, says why, and the same command goes on from the last checkpoint ({reason})"
+                        f"workerlog.N, says why, and the same command resumes from the last checkpoint ({reason})"
                         ) from error
 
 
 def broadcast_from_rank0(parameters: Iterable[paddle.Tensor]) -> None:
-    """Give every rank the values of rank 0."""
+    """Overwrite the values on every rank with those of rank 0."""
     if world_size() > 1:
         with _lost_ranks_named():
             for parameter in parameters:
@@ -186,7 +187,7 @@ def average_gradients(parameters: Iterable[paddle.Tensor], vote: bool) -> bool |
 
 
 def all_reduce_sum(values: Iterable[float]) -> list[float]:
-    """The sum over all ranks of a list of numbers."""
+    """Each number of a list, summed over all ranks."""
     if world_size() == 1:
         return list(values)
     summed = paddle.to_tensor(list(values), "float64")
@@ -224,7 +225,7 @@ def stoppable(farewell: str) -> Iterator[None]:
 class StopRequest:
     """A block in which a signal that asks to stop is remembered, so that the loop can end at a step boundary.
 
-    A second one gets the default treatment: the person means it.
+    A second signal gets the default treatment.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Checkpoints: complete, checked when read, and never half there; and weights that other programs have written.
+"""Checkpoints, written atomically and checked when read; and weights that other programs have written.
 
 A run's folder holds `checkpoints/step-00001234/` with net.pdparams, net.pdopt and state.json (what the net is, where
 the run stood, its settings, and the sha256 of the other two), and after the last step final.pdparams, final.pdopt and
@@ -36,7 +36,7 @@ FOREIGN_TEACHER = "ofa_teacher_model."
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, torn, foreign or for another net."""
+    """A checkpoint that is missing, corrupt, foreign or for another net."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ def save(run_folder: str, net: nn.Layer, optimizer: paddle.optimizer.Optimizer, 
         shutil.rmtree(temporary, ignore_errors=True)
     best = f"step-{state['best_step']:08d}" if state.get("best_step") else None
     for old in sorted(_folders(run_folder))[:-keep]:
-        if old not in (best, os.path.basename(target)):  # a run that goes on from an older one may find newer ones
+        if old not in (best, os.path.basename(target)):  # a run that resumes from an older one may find newer ones
             shutil.rmtree(os.path.join(folder, old), ignore_errors=True)
     return target
 
@@ -98,7 +98,7 @@ def trained_weights(found: Checkpoint) -> tuple[dict, dict]:
 
 
 def publish(checkpoint_folder: str, run_folder: str) -> None:
-    """Give a checkpoint the names that other people's scripts look for: final.pdparams and final.pdopt."""
+    """Publish a checkpoint under the names that other people's scripts look for: final.pdparams and final.pdopt."""
     _clear_leftovers(run_folder)
     for name, final in FINAL.items():
         with files.atomic_write(os.path.join(run_folder, final)) as temporary:
@@ -106,7 +106,7 @@ def publish(checkpoint_folder: str, run_folder: str) -> None:
 
 
 def _clear_leftovers(run_folder):
-    """Remove what a killed run has left half written."""
+    """Remove what a killed run has left half-written."""
     for left in glob.glob(os.path.join(glob.escape(run_folder), "checkpoints", ".writing-*")):
         shutil.rmtree(left, ignore_errors=True)
     for name in ("config.yaml", "metrics.csv", *FINAL.values()):
@@ -116,7 +116,7 @@ def _clear_leftovers(run_folder):
 
 
 def _digest(state):
-    """SHA-256 of what state.json says, but for the sums themselves."""
+    """SHA-256 of the content of state.json, without the checksums themselves."""
     content = {name: value for name, value in state.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -131,7 +131,7 @@ def _fsync(path):
 
 
 def describe(net: nn.Layer) -> dict:
-    """What is needed to build this net again, as it comes back from JSON."""
+    """What is needed to build this net again, as plain data in the form that JSON gives back."""
     what = {"kind": "standalone", "arch": net.arch.code, "stem": net.arch.stem, "stages": net.arch.stages} \
         if isinstance(net, supernet.ResNet48) else {"kind": "supernet", "space": net.space.to_dict()}
     return json.loads(json.dumps({**what, "num_classes": net.num_classes}))
@@ -142,7 +142,7 @@ def describe(net: nn.Layer) -> dict:
 def load(path: str) -> Checkpoint:
     """Read a run's folder (its newest complete checkpoint), a checkpoint's folder, or a .pdparams file.
 
-    Raises `CheckpointError` for a path that is missing, torn or not a checkpoint.
+    Raises `CheckpointError` for a path that is missing, corrupt or not a checkpoint.
     """
     if os.path.isdir(os.path.join(path, "checkpoints")):
         found = newest(path)
@@ -159,7 +159,7 @@ def load(path: str) -> Checkpoint:
 
 
 def newest(run_folder: str, report: Callable[[str], None] = print) -> Checkpoint | None:
-    """The newest complete checkpoint of a run, or None. Torn ones are named through `report` and passed over."""
+    """The newest complete checkpoint of a run, or None. Corrupt ones are reported by `report` and skipped."""
     for name in sorted(_folders(run_folder), reverse=True):
         try:
             return _read_folder(os.path.join(run_folder, "checkpoints", name))
@@ -169,7 +169,7 @@ def newest(run_folder: str, report: Callable[[str], None] = print) -> Checkpoint
 
 
 def steps(run_folder: str) -> list[int]:
-    """The steps of a run's checkpoints, whole or not, in order."""
+    """The steps of a run's checkpoints, complete or not, in order."""
     return sorted(int(name.removeprefix("step-")) for name in _folders(run_folder))
 
 
@@ -183,7 +183,7 @@ def _read_folder(folder):
     for name in (WEIGHTS, OPTIMIZER):
         path = os.path.join(folder, name)
         if not os.path.isfile(path) or files.sha256_of(path) != state["sha256"].get(name):
-            raise CheckpointError(f"the checkpoint {folder} is torn: {name} is not what was written")
+            raise CheckpointError(f"the checkpoint {folder} is corrupt: {name} is not what was written")
     weights_file = os.path.join(folder, WEIGHTS)
     return Checkpoint(folder, weights_file, _load_tensors(weights_file), _load_tensors(os.path.join(folder, OPTIMIZER)),
                       state)
@@ -193,10 +193,10 @@ def _read_state(path, checkpoint):
     try:
         state = files.read_json(path, "the state of the checkpoint")
     except UserError as error:
-        raise CheckpointError(f"the checkpoint {checkpoint} is torn: {error}") from error
+        raise CheckpointError(f"the checkpoint {checkpoint} is corrupt: {error}") from error
     sums = state.get("sha256") if isinstance(state, dict) else None
     if not isinstance(sums, dict) or sums.get(STATE, _digest(state)) != _digest(state):
-        raise CheckpointError(f"the checkpoint {checkpoint} is torn: {path} is not what was written")
+        raise CheckpointError(f"the checkpoint {checkpoint} is corrupt: {path} is not what was written")
     return state
 
 
@@ -208,7 +208,7 @@ def _read_file(path):
     if not isinstance(state, dict) or "net" not in state:  # weights of another program, whatever the file beside is
         state = {"net": _recognise(weights, path)}
     elif "sha256" in state and _read_state(beside, path)["sha256"].get(WEIGHTS) != files.sha256_of(path):
-        raise CheckpointError(f"the checkpoint {path} is torn: it is not what {beside} describes")
+        raise CheckpointError(f"the checkpoint {path} is corrupt: it is not what {beside} describes")
     return Checkpoint(path, path, weights, {}, state)
 
 
@@ -217,15 +217,15 @@ def _load_tensors(path):
         content = paddle.load(path, return_numpy=True)
     except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError, ImportError, AttributeError,
             IndexError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a Paddle checkpoint, or is torn: {str(error).splitlines()[0]}"
-                              if str(error) else f"{path} is not a Paddle checkpoint, or is torn") from error
+        raise CheckpointError(f"{path} is not a Paddle checkpoint, or is corrupt: {str(error).splitlines()[0]}"
+                              if str(error) else f"{path} is not a Paddle checkpoint, or is corrupt") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(f"{path} does not hold named weights, but a {type(content).__name__}")
     return content
 
 
 def canonical(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names seen in the wild, as our own: wrappers' prefixes, `.fn.` of wrapped layers, a teacher beside the net."""
+    """Foreign parameter names as our own: without the prefixes of wrappers, `.fn.` and a teacher beside the net."""
     renamed = {}
     for name, value in weights.items():
         for prefix in FOREIGN_PREFIXES * 2:  # they can be nested
@@ -236,7 +236,7 @@ def canonical(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _recognise(weights, path):
-    """What net foreign weights are of: a supernet, told by its widths."""
+    """The net that foreign weights belong to: a supernet, recognised by its widths."""
     try:
         base = tuple(int(weights[f"blocks.{block.index}.{block.layers()[1].name}.weight"].shape[0])
                      for block in FULL.largest().blocks() if block.position == 1)
@@ -298,7 +298,7 @@ def load_weights(net: nn.Layer, weights: dict[str, np.ndarray], path: str) -> No
                                   f"needed is {list(own[name].shape)}{classes}")
         if not np.isfinite(value).all():
             raise CheckpointError(f"{path} is broken: {name} holds values that are not finite")
-    # Paddle passes a weight of another precision over with a warning.
+    # Paddle skips a weight of another precision with a warning.
     net.set_state_dict({name: paddle.to_tensor(value, own[name].dtype) for name, value in weights.items()})
 
 

@@ -44,7 +44,7 @@ def fit(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.Imag
             run.accuracies = validate(run.kept_net)
     if runtime.rank() == 0:
         checkpoint.publish(run.saved, settings.save_dir)
-    # since the last step: whoever trains one net after the other must stop, too
+    # since the last step: a program that trains several nets must stop, too
     if runtime.all_reduce_sum([stop.asked])[0]:
         _stop(stop, run, settings)
     return run.accuracies
@@ -205,7 +205,7 @@ def _update(run, used_archs, lr):
 
 
 def _shower(settings, step, roles):
-    """A function that shows a row to whoever watches, and keeps it; on rank 0 only."""
+    """A function that logs a row and writes it to metrics.csv; on rank 0 only."""
     if runtime.rank() != 0:
         return lambda row: None
     table = metrics.Table(settings.save_dir, step, roles)
@@ -241,7 +241,7 @@ def _save(run, settings):
 
 def _stop(stop, run, settings):
     farewell = "a dry run keeps nothing" if settings.dry_run else \
-        f"everything is in {settings.save_dir}, the same command with --resume auto goes on"
+        f"everything is in {settings.save_dir}, the same command with --resume auto resumes"
     runtime.log_main(f"stopped by {stop.name} after step {run.step} of {run.steps}; {farewell}")
     raise Stopped(stop.name)
 

@@ -1,4 +1,4 @@
-"""What a person sees of a training: a line now and then, and the same as a row of metrics.csv and in VisualDL."""
+"""Training metrics: log lines, and the same as rows of metrics.csv and in VisualDL."""
 
 import contextlib
 import csv

@@ -101,7 +101,7 @@ def roles(stages: list[Stage]) -> tuple[str, ...]:
 def named(text: str, table: dict, what: str) -> tuple[object, dict]:
     """`name` or `name(key=value, ...)` as (entry of the table, values by key), numbers and booleans as such.
 
-    what: what the table is of, in errors. The keys are checked by whoever uses them. Raises `UserError`.
+    what: what the table is of, in errors. The keys are checked by the callers. Raises `UserError`.
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
     if not match:

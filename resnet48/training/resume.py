@@ -40,14 +40,15 @@ def _checkpoint(settings):
     holds_a_run = bool(checkpoint.steps(settings.save_dir))
     if settings.resume == "none":
         if holds_a_run:
-            raise UserError(f"{settings.save_dir} holds the checkpoints of a run: --resume auto goes on with it, "
-                            "another --save_dir starts anew beside it")
+            raise UserError(f"{settings.save_dir} holds the checkpoints of a run: --resume auto resumes it, another "
+                            "--save_dir starts a new run")
         return None
     if settings.resume != "auto":
         return checkpoint.load(settings.resume)
     found = checkpoint.newest(settings.save_dir, runtime.log_main)
-    if found is None and holds_a_run:  # to begin anew here would hide that something is wrong
-        raise UserError(f"none of the checkpoints in {settings.save_dir} can be read; another --save_dir starts anew")
+    if found is None and holds_a_run:  # starting a new run here would hide that something is wrong
+        raise UserError(f"none of the checkpoints in {settings.save_dir} can be read; another --save_dir starts a new "
+                        "run")
     if found is None:
         runtime.log_main(f"nothing to resume in {settings.save_dir}: starting from the beginning")
     return found
@@ -65,7 +66,7 @@ def _require_unchanged(found, facts):
             if name == "classes":  # of maybe a thousand
                 was, now = sorted(set(was) - set(now))[:3], sorted(set(now) - set(was))[:3]
             raise UserError(f"--resume {found.path}: the {what} have changed ({was} then, {now} now), so the run "
-                            "cannot go on exactly")
+                            "cannot resume exactly")
 
 
 def _require_same_net(found, net):
@@ -87,7 +88,7 @@ def _require_own_folder(found, settings):
     inside = os.path.realpath(found.path).startswith(os.path.join(os.path.realpath(settings.save_dir), ""))
     if not inside and checkpoint.newest(settings.save_dir, runtime.log_main):
         raise UserError(f"--resume {found.path} lies outside --save_dir {settings.save_dir}, which holds checkpoints "
-                        "of its own: --resume auto goes on with those, another --save_dir goes on from that one")
+                        "of its own: --resume auto resumes from those, another --save_dir resumes from that one")
 
 
 def _shown(description):
