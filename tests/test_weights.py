@@ -7,7 +7,7 @@ import pytest
 from resnet48.images import datasets
 from resnet48.nets.supernet import Supernet
 from resnet48.space.arch import FULL
-from resnet48.training import checkpoint
+from resnet48.training import checkpoint, foreign_weights
 from resnet48.training.checkpoint import CheckpointError
 
 
@@ -41,7 +41,7 @@ def test_foreign_names_are_read_as_our_own_and_a_teacher_beside_them_is_left_out
     foreign = {prefix + wrapped(name): value for name, value in weights.items()}
     if teacher:
         foreign.update({teacher + wrapped(name): value + 1 for name, value in weights.items()})
-    assert same(checkpoint.canonical(foreign), weights)
+    assert same(foreign_weights.canonical(foreign), weights)
 
 
 def test_foreign_weights_become_a_net(tmp_path):

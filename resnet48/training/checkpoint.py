@@ -1,4 +1,4 @@
-"""Checkpoints, written atomically and checked when read; and weights that other programs have written.
+"""Checkpoints, written atomically and checked when read.
 
 A run's folder holds `checkpoints/step-00001234/` with net.pdparams, net.pdopt and state.json (what the net is, where
 the run stood, its settings, and the sha256 of the other two), and after the last step final.pdparams, final.pdopt and
@@ -22,17 +22,15 @@ from paddle import nn
 
 from ..images.datasets import ImageSet
 from ..nets import supernet
-from ..space.arch import FULL, ArchConfig, SearchSpace
-from ..space.nodes import HEAD, Head
+from ..space.arch import ArchConfig, SearchSpace
+from ..space.nodes import HEAD
 from ..system import files
 from ..system.errors import UserError
-from . import optim
+from . import foreign_weights, optim
 
 WEIGHTS, OPTIMIZER, STATE = "net.pdparams", "net.pdopt", "state.json"
 FINAL = {WEIGHTS: "final.pdparams", OPTIMIZER: "final.pdopt", STATE: "final.json"}
 TRAINED = "/trained"  # ends the names of weights in net.pdopt that are averaged in net.pdparams
-FOREIGN_PREFIXES = ("_layers.", "model._layers.", "model.")
-FOREIGN_TEACHER = "ofa_teacher_model."
 
 
 class CheckpointError(UserError):
@@ -201,12 +199,15 @@ def _read_state(path, checkpoint):
 
 
 def _read_file(path):
-    weights = canonical(_load_tensors(path))
+    weights = foreign_weights.canonical(_load_tensors(path))
     beside = os.path.join(os.path.dirname(path), STATE) if os.path.basename(path) == WEIGHTS \
         else path[:-len(".pdparams")] + ".json"
     state = files.read_json(beside, "the state of the checkpoint") if os.path.isfile(beside) else {}
     if not isinstance(state, dict) or "net" not in state:  # weights of another program, whatever the file beside is
-        state = {"net": _recognise(weights, path)}
+        state = {"net": foreign_weights.net_of(weights)}
+        if state["net"] is None:
+            raise CheckpointError(f"{path} does not hold a ResNet48: it has no blocks.1 .. blocks.{HEAD}, but for "
+                                  f"example {next(iter(weights), 'nothing')!r}")
     elif "sha256" in state and _read_state(beside, path)["sha256"].get(WEIGHTS) != files.sha256_of(path):
         raise CheckpointError(f"the checkpoint {path} is corrupt: it is not what {beside} describes")
     return Checkpoint(path, path, weights, {}, state)
@@ -222,30 +223,6 @@ def _load_tensors(path):
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(f"{path} does not hold named weights, but a {type(content).__name__}")
     return content
-
-
-def canonical(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Foreign parameter names as our own: without the prefixes of wrappers, `.fn.` and a teacher beside the net."""
-    renamed = {}
-    for name, value in weights.items():
-        for prefix in FOREIGN_PREFIXES * 2:  # they can be nested
-            name = name.removeprefix(prefix)
-        if not name.startswith(FOREIGN_TEACHER):
-            renamed[name.replace(".fn.", ".")] = value
-    return renamed
-
-
-def _recognise(weights, path):
-    """The net that foreign weights belong to: a supernet, recognised by its widths."""
-    try:
-        base = tuple(int(weights[f"blocks.{block.index}.{block.layers()[1].name}.weight"].shape[0])
-                     for block in FULL.largest().blocks() if block.position == 1)
-        classes = int(weights[f"blocks.{HEAD}.{Head(1, 1).layers()[0].name}.weight"].shape[1])
-    except (KeyError, AttributeError, IndexError):
-        raise CheckpointError(f"{path} does not hold a ResNet48: it has no blocks.1 .. blocks.{HEAD}, but for example "
-                              f"{next(iter(weights), 'nothing')!r}") from None
-    space = FULL if base == FULL.base_channels else FULL.narrowed(base, 1)
-    return {"kind": "supernet", "space": space.to_dict(), "num_classes": classes}
 
 
 # --- from a checkpoint to a net ---------------------------------------------------------------------------------------

@@ -5,18 +5,17 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import paddle
 
-from ..images import cache, datasets, loader, transforms
-from ..system import config, files, runtime
+from ..images import cache, datasets, loader
+from ..system import files, runtime
 from ..system.errors import Stopped, UserError
 from ..system.options import TrainSettings
-from . import checkpoint, metrics, objectives, optim, recipes, resume
-from .precision import Precision
+from . import checkpoint, metrics, objectives, optim, recipes
+from .run import start
 
 KEEP_CHECKPOINTS = 3
 
@@ -38,98 +37,16 @@ def fit(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.Imag
     Raises `Diverged` on a loss or weights that are not finite, `Stopped` after a signal that asked to stop.
     """
     with runtime.StopRequest() as stop:
-        run = _start(net, stages, images, settings)
+        run = start(net, stages, images, settings)
         _train(run, images, settings, validate, stop)
         if validate and not run.accuracies:  # resumed at its end, and trained without a validation before
             run.accuracies = validate(run.kept_net)
     if runtime.rank() == 0:
         checkpoint.publish(run.saved, settings.save_dir)
-    # since the last step: a program that trains several nets must stop, too
+    # Since the last step: a program that trains several nets must stop, too.
     if runtime.all_reduce_sum([stop.asked])[0]:
         _stop(stop, run, settings)
     return run.accuracies
-
-
-@dataclass
-class Run:
-    """What training changes, and where it stands.
-
-    facts: what a checkpoint says of the run beside (what a resume must find unchanged). saved: the newest checkpoint.
-    """
-
-    net: paddle.nn.Layer
-    optimizer: paddle.optimizer.Optimizer
-    precision: Precision
-    ema: optim.Ema | None
-    spans: list[recipes.Span]
-    steps_per_epoch: int
-    facts: dict
-    step: int = 0
-    best: float | None = None
-    best_step: int | None = None
-    accuracies: dict = field(default_factory=dict)
-    saved: str | None = None
-
-    @property
-    def steps(self) -> int:
-        return self.spans[-1].last
-
-    @property
-    def kept_net(self) -> paddle.nn.Layer:
-        """The net to evaluate and to publish."""
-        return self.ema.net if self.ema else self.net
-
-    def span(self, step: int) -> recipes.Span:
-        """The stage that a step (from 0) belongs to; the last one for what lies behind."""
-        return next((span for span in self.spans if step < span.last), self.spans[-1])
-
-    def state(self) -> dict:
-        """Plain data for a checkpoint."""
-        span = self.span(self.step)
-        return {"step": self.step, "best": self.best, "best_step": self.best_step, "accuracies": self.accuracies,
-                **self.facts, "scaler": self.precision.state(), "stage": span.index,
-                "objective": span.stage.objective.state()}
-
-    def load(self, found: checkpoint.Checkpoint) -> None:
-        """Go back to where a checkpoint was written."""
-        trained, optimizer_state = checkpoint.trained_weights(found)
-        checkpoint.load_weights(self.net, trained, found.path)
-        if self.ema:
-            checkpoint.load_weights(self.ema.net, found.weights, found.path)
-        try:
-            optim.load_state(self.net, self.optimizer, optimizer_state)
-        except KeyError as error:
-            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this optimizer: {error.args[0]} "
-                                             "is missing, or not known") from error
-        self.precision.load(found.state.get("scaler"))
-        for name in ("step", "best", "best_step", "accuracies"):
-            setattr(self, name, found.state[name])
-        self.saved = found.path
-        self.span(self.step).stage.objective.load(found.state.get("objective", {}))
-
-
-def _start(net, stages, images, settings):
-    """The run where it begins or resumes; the same weights on every rank."""
-    world_size = runtime.world_size()
-    per_epoch = loader.steps_per_epoch(images, settings.batch_size, world_size)
-    optimizer = optim.make_optimizer(net, settings.optimizer, settings.momentum, settings.nesterov,
-                                     settings.weight_decay, settings.no_decay_norm,
-                                     optim.clipping(settings.clip_norm, settings.clip_value))
-    facts = {"ranks": world_size, "images": len(images.train), "names": images.train.names_digest(),
-             "classes": list(images.classes), "settings": config.as_data(settings), "paddle": paddle.__version__}
-    run = Run(net, optimizer, Precision(settings.precision), optim.Ema(net, settings.ema) if settings.ema else None,
-              recipes.in_steps(stages, settings, per_epoch, world_size), per_epoch, facts)
-    found = resume.find(net, facts, settings)
-    if found:
-        run.load(found)
-        runtime.log_main(f"resumed {found.path} at step {run.step}")
-    runtime.broadcast_from_rank0(net.state_dict().values())
-    if runtime.rank() == 0:
-        files.write_text(os.path.join(settings.save_dir, "config.yaml"), config.dump(settings))
-    runtime.log_main(f"training {images.name}: {len(images.train)} images of {len(images.classes)} classes, "
-                     f"{images.size} px; steps {run.step} to {run.steps}, {per_epoch} per epoch, "
-                     f"on {world_size} process(es); images by {transforms.libraries()}")
-    return run
 
 
 def _train(run, images, settings, validate, stop):
@@ -315,6 +232,5 @@ def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.
             saved = min(KEEP_CHECKPOINTS + 1, made) + 1  # the newest, the best, and what is published
             runtime.log_main(f"dry run passed. A real run: {settings.max_epoch} epochs of {per_epoch} steps, "
                              f"{settings.max_epoch * per_epoch} steps in all, {settings.batch_size * world_size} "
-                             "images "
-                             f"each; up to {saved} checkpoints of {size / 1e6:.1f} MB in {settings.save_dir}")
+                             f"images each; up to {saved} checkpoints of {size / 1e6:.1f} MB in {settings.save_dir}")
     return accuracies

@@ -1,0 +1,99 @@
+"""The state of a training run: what a step changes, what a checkpoint holds, and where it resumes."""
+
+import os
+from dataclasses import dataclass, field
+
+import paddle
+
+from ..images import transforms
+from ..images.datasets import ImageSet
+from ..images.loader import steps_per_epoch
+from ..system import config, files, runtime
+from ..system.options import TrainSettings
+from . import checkpoint, optim, recipes, resume
+from .precision import Precision
+
+
+@dataclass
+class Run:
+    """What training changes, and where it stands.
+
+    facts: what a checkpoint says of the run beside (what a resume must find unchanged). saved: the newest checkpoint.
+    """
+
+    net: paddle.nn.Layer
+    optimizer: paddle.optimizer.Optimizer
+    precision: Precision
+    ema: optim.Ema | None
+    spans: list[recipes.Span]
+    steps_per_epoch: int
+    facts: dict
+    step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    accuracies: dict = field(default_factory=dict)
+    saved: str | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.spans[-1].last
+
+    @property
+    def kept_net(self) -> paddle.nn.Layer:
+        """The net to evaluate and to publish."""
+        return self.ema.net if self.ema else self.net
+
+    def span(self, step: int) -> recipes.Span:
+        """The stage that a step (from 0) belongs to; the last one for what lies behind."""
+        return next((span for span in self.spans if step < span.last), self.spans[-1])
+
+    def state(self) -> dict:
+        """Plain data for a checkpoint."""
+        span = self.span(self.step)
+        return {"step": self.step, "best": self.best, "best_step": self.best_step, "accuracies": self.accuracies,
+                **self.facts, "scaler": self.precision.state(), "stage": span.index,
+                "objective": span.stage.objective.state()}
+
+    def load(self, found: checkpoint.Checkpoint) -> None:
+        """Go back to where a checkpoint was written."""
+        trained, optimizer_state = checkpoint.trained_weights(found)
+        checkpoint.load_weights(self.net, trained, found.path)
+        if self.ema:
+            checkpoint.load_weights(self.ema.net, found.weights, found.path)
+        try:
+            optim.load_state(self.net, self.optimizer, optimizer_state)
+        except KeyError as error:
+            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this optimizer: {error.args[0]} "
+                                             "is missing, or not known") from error
+        self.precision.load(found.state.get("scaler"))
+        for name in ("step", "best", "best_step", "accuracies"):
+            setattr(self, name, found.state[name])
+        self.saved = found.path
+        self.span(self.step).stage.objective.load(found.state.get("objective", {}))
+
+
+def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, settings: TrainSettings) -> Run:
+    """The run where it begins or resumes, with the same weights on every rank.
+
+    Raises `UserError` for a checkpoint in `settings.save_dir` that this run cannot resume exactly.
+    """
+    world_size = runtime.world_size()
+    per_epoch = steps_per_epoch(images, settings.batch_size, world_size)
+    optimizer = optim.make_optimizer(net, settings.optimizer, settings.momentum, settings.nesterov,
+                                     settings.weight_decay, settings.no_decay_norm,
+                                     optim.clipping(settings.clip_norm, settings.clip_value))
+    facts = {"ranks": world_size, "images": len(images.train), "names": images.train.names_digest(),
+             "classes": list(images.classes), "settings": config.as_data(settings), "paddle": paddle.__version__}
+    run = Run(net, optimizer, Precision(settings.precision), optim.Ema(net, settings.ema) if settings.ema else None,
+              recipes.in_steps(stages, settings, per_epoch, world_size), per_epoch, facts)
+    found = resume.find(net, facts, settings)
+    if found:
+        run.load(found)
+        runtime.log_main(f"resumed {found.path} at step {run.step}")
+    runtime.broadcast_from_rank0(net.state_dict().values())
+    if runtime.rank() == 0:
+        files.write_text(os.path.join(settings.save_dir, "config.yaml"), config.dump(settings))
+    runtime.log_main(f"training {images.name}: {len(images.train)} images of {len(images.classes)} classes, "
+                     f"{images.size} px; steps {run.step} to {run.steps}, {per_epoch} per epoch, "
+                     f"on {world_size} process(es); images by {transforms.libraries()}")
+    return run
