@@ -24,7 +24,7 @@ def run(settings):
     runtime.start(settings.device, join=False, channels_last=settings.channels_last)
     found = checkpoint.load(settings.checkpoint)
     net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
-    entries = submission.read_list(settings.archs, net.space)
+    entries = arch_list.read_list(settings.archs, net.space)
     chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
     images = load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
@@ -64,7 +64,7 @@ def plan(settings):
     """Say what an evaluation would cost: nodes, MACs, time, memory, disk."""
     config.require(settings, "archs")
     space = FULL.narrowed(settings.channels(), settings.divisor)
-    entries = submission.read_list(settings.archs, space)
+    entries = arch_list.read_list(settings.archs, space)
     chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
     print(evaluator.plan_text([entry.arch for entry in chosen], settings.image_size, settings.images,
                               settings.num_classes, space, settings.chunk, settings.ranks, settings.calib_images,

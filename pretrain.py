@@ -9,6 +9,7 @@ from resnet48.images import datasets
 from resnet48.nets.initial_weights import initialize
 from resnet48.nets.supernet import ResNet48, extract, zero_residuals
 from resnet48.ranking import submission
+from resnet48.space import arch_list
 from resnet48.space.arch import FULL, ArchConfig
 from resnet48.system import config, files, options, runtime
 from resnet48.system.errors import UserError, exit_on_user_error
@@ -37,7 +38,7 @@ def truth(settings):
     config.require(settings, "archs")
     files.require_writable(settings.truth)
     space = FULL.narrowed(settings.channels(), settings.divisor)
-    entries = submission.read_list(settings.archs, space)[:settings.limit]
+    entries = arch_list.read_list(settings.archs, space)[:settings.limit]
     images, accuracies = start(settings), []
     # Images are decoded once.
     validate_of_all = functools.cache(lambda: accuracy.validate_standalone(images, settings.batch_size))
@@ -60,8 +61,7 @@ def start(settings):
 
 
 def train_one(arch, images, settings, make_validate, validates=True):
-    """Train one subnet; returns its top-1 in percent, if it validates. make_validate(): the `validate` of
-    `loop.fit`."""
+    """Train one subnet; its top-1 in percent, if it validates. make_validate(): the `validate` of `loop.fit`."""
     loop.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net = initial_net(arch, images, settings.pretrained, settings)
