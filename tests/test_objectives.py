@@ -146,16 +146,15 @@ def test_losses_come_by_role_as_means_and_hold_no_graph(supernet, narrow, rng):
 
 # ---- what an objective can be made of
 
-def test_one_loss_may_join_the_graphs_of_several_subnets(supernet, narrow):
+def test_one_loss_may_join_the_graphs_of_several_subnets_in_training(supernet, narrow):
     """As a ranking loss does, which compares the losses of two."""
     (images, labels), pair = batch(), [narrow.largest(), narrow.smallest()]
-    supernet.eval()
 
-    def difference():
-        one, other = (cross_entropy(supernet(images, arch), labels) for arch in pair)
+    def difference(norm=None):
+        one, other = (cross_entropy(supernet(images, arch, norm=norm), labels) for arch in pair)
         return F.relu(one - other + 5)
 
-    expected = paddle.grad(difference(), optim.trainable(supernet), allow_unused=True)
+    expected = paddle.grad(difference(batch_norm), optim.trainable(supernet), allow_unused=True)
     gradients = objectives.Gradients(supernet)
     gradients.add("ranking", difference())
     assert_same_gradients(left_gradients(supernet), expected)
