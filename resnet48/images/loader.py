@@ -7,6 +7,7 @@ import contextlib
 import glob
 import itertools
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -99,16 +100,25 @@ def _follow_the_main_process(_worker):
 
     A shell, a batch system and `timeout` signal the whole process group; Paddle's own watchdog blocks on a queue.
     """
-    def end_with(parent):
+    parent = os.getppid()
+
+    def clear():
+        """Remove the batches that will not be fetched any more."""
+        if os.getppid() != parent:
+            for left in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(left)
+
+    def end_with_parent():
         while os.getppid() == parent:
             time.sleep(1)
-        for left in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):  # batches that will not be fetched any more
-            os.unlink(left)
+        clear()
         os._exit(1)
 
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    multiprocessing.util.Finalize(None, clear, exitpriority=-10)  # where Paddle's loop notices first and ends by itself
 
 
 @contextlib.contextmanager
