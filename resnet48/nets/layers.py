@@ -24,8 +24,8 @@ def batch_norm(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
     width = x.shape[1]
     mean, variance = _first(layer._mean, width), _first(layer._variance, width)
     if layer.training:
-        # The kernel moves them in place. Take copies and write them back: whether a slice is a view of its parent depends
-        # on a flag of the framework, and the graph of another subnet may still need the statistics that it saw.
+        # The kernel moves them in place. Take copies and write them back: whether a slice is a view of its parent
+        # depends on a flag of the framework, and the graph of another subnet may still need what it saw.
         mean, variance = mean.clone(), variance.clone()
     y = F.batch_norm(x, mean, variance, _first(layer.weight, width), _first(layer.bias, width),
                      training=layer.training, momentum=layer._momentum, epsilon=layer._epsilon)
