@@ -24,8 +24,8 @@ def spoiled(kind, at, spoil):
     calls = []
 
     class Spoiled(type(kind.objective)):
-        def step(self, net, archs, images, labels, gradients):
-            super().step(net, archs, images, labels, gradients)
+        def step(self, net, archs, images, labels, gradients, moment):
+            super().step(net, archs, images, labels, gradients, moment)
             calls.append(None)
             if len(calls) == at:
                 spoil(net, gradients)
@@ -85,7 +85,7 @@ def test_a_row_holds_the_mean_of_the_losses_since_the_row_before(tmp_path):
     class Noting(objectives.Standalone):
         def step(self, *arguments):
             super().step(*arguments)
-            losses.append(arguments[-1].means())
+            losses.append(arguments[4].means())
 
     fit(STANDALONE._replace(objective=Noting()), dataclasses.replace(settings(tmp_path), log_freq=4))
     rows = table(tmp_path)

@@ -78,7 +78,7 @@ def test_every_sampler_draws_from_a_list_of_archs_too(sampler, narrow_published,
 
 
 def digits_of(arch):
-    """Depths, outer digits of the four stages, and inner digits by (stage, block), of an arch of the published space."""
+    """Depths, outer digits of the four stages, and inner digits by (stage, block), of an arch."""
     code, first, outer, inner = arch.code, 5, [], {}
     for stage, (depth, capacity) in enumerate(zip(arch.depths, (5, 5, 8, 5))):
         blocks = code[first:first + 2 * depth]

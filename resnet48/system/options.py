@@ -119,7 +119,8 @@ class OptimizerSettings(Settings):
     clip_norm: float | None = option(None, "scale gradients down to this norm of all of them together", gt=0)
     clip_value: float | None = option(None, "cut every gradient off at plus and minus this", gt=0)
     lr: float = option(0.1, "learning rate per 256 images of the global batch", gt=0)
-    schedule: str = option("cosine", "how the learning rate falls: cosine (to 0) or step", choices=("cosine", "step"))
+    schedule: str = option("cosine", "how the learning rate falls: cosine or linear (to 0) or step",
+                           choices=("cosine", "linear", "step"))
     decay_epochs: float = option(30.0, "epochs between two falls, with --schedule step", gt=0)
     decay_rate: float = option(0.1, "what the learning rate is multiplied by at a fall", gt=0, le=1)
     warmup: float = option(0.0, "epochs in which the learning rate rises from 0", ge=0)

@@ -63,7 +63,7 @@ def _train(run, images, settings, validate, stop):
                 pixels, labels = next(taken)
             span = run.span(step)
             archs, lr = span.archs(step), span.lr(step)
-            losses = _gradients(span.stage.objective, run.precision, run.net, archs, pixels, labels,
+            losses = _gradients(span.stage.objective, run.precision, run.net, archs, pixels, labels, span.moment(step),
                                 settings.accumulate)
             vote_before, vote = vote, runtime.average_gradients(optim.trainable(run.net), stop.asked)
             _update(run, archs if settings.freeze_unused else [], lr)
@@ -101,12 +101,12 @@ def _due(run, settings, stopping):
     return Due(save or epoch_ends or run.step % settings.log_freq == 0, validate, save)
 
 
-def _gradients(objective, precision, net, archs, pixels, labels, parts=1):
+def _gradients(objective, precision, net, archs, pixels, labels, moment, parts=1):
     """Leave the gradients of one step in the parameters; the losses by role, means over the parts of the batch."""
     gradients, forward = objectives.Gradients(net, precision.scale, parts), precision.net(net)
     batch = [(pixels, labels)] if parts == 1 else zip(paddle.split(pixels, parts), paddle.split(labels, parts))
     for some_pixels, some_labels in batch:
-        objective.step(forward, archs, datasets.normalize(some_pixels), some_labels, gradients)
+        objective.step(forward, archs, datasets.normalize(some_pixels), some_labels, gradients, moment)
     return gradients.means()
 
 
