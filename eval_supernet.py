@@ -3,6 +3,12 @@
 import dataclasses
 import tempfile
 
+from resnet48.system import signals, streams
+
+if __name__ == "__main__":  # before Paddle is imported
+    signals.hold()
+    streams.outlive_readers()
+
 from resnet48.evaluation import accuracy, evaluator, prefix_tree
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets

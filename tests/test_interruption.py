@@ -12,6 +12,7 @@ from commands import (LARGEST, PATIENCE, SMALL, SMALLEST, Ended, call, command, 
                       write_list)
 
 from resnet48.images import datasets
+from resnet48.system.errors import STOPPED
 
 # A run that nobody waits for.
 ENDLESS = (*SMALL, "--max_epoch", 100000, "--log_freq", 1, "--eval_freq", 0, "--save_freq", 100000, "--num_workers", 2)
@@ -67,6 +68,12 @@ class Program:
         self.process.communicate()
 
 
+def stopped(ended):
+    """The same, after checking that it ended as a program does that a signal has asked to stop."""
+    assert ended.code == STOPPED and not ended.own_errors(), ended
+    return ended
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return image_folder(tmp_path_factory.mktemp("photos") / "images")
@@ -80,9 +87,8 @@ def test_a_signal_to_the_whole_group_ends_a_training_well_and_the_same_command_r
         with Program(*words) as program:
             program.until(f"step {step + 1} ")
             os.killpg(program.process.pid, number)
-            ended = good(program.ended())
+            ended = stopped(program.ended())
             assert not program.leaves_processes()
-        assert not ended.own_errors()
         if step:
             assert f"at step {step}\n" in ended.out
         *_, last = ended.out.splitlines()
@@ -97,8 +103,8 @@ def test_a_signal_to_the_main_process_alone_ends_a_training_well_too(tmp_path, p
                  tmp_path / "run") as program:
         program.until("step 1 ")
         program.process.terminate()
-        ended = good(program.ended())
-        assert not program.leaves_processes() and not ended.own_errors()
+        ended = stopped(program.ended())
+        assert not program.leaves_processes()
         assert "stopped by SIGTERM after step " in ended.out
 
 
@@ -119,7 +125,8 @@ def test_an_interrupt_before_training_leaves_no_stack_trace_and_nothing_behind(t
 
     monkeypatch.setattr(datasets, "load", interrupted)
     ended = call("train_supernet.py", "run", *SMALL, "--save_dir", tmp_path / "run")
-    assert (ended.code, ended.own_errors()) == (130, ["interrupted"]) and os.listdir(tmp_path) == []
+    assert (ended.code, ended.own_errors()) == (STOPPED, ["stopped by SIGINT; the same command begins again"])
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_signal_during_the_last_evaluation_of_an_arch_keeps_the_next_one_from_starting(tmp_path, monkeypatch, photos):
@@ -136,7 +143,7 @@ def test_a_signal_during_the_last_evaluation_of_an_arch_keeps_the_next_one_from_
     with monkeypatch.context() as patched:
         patched.setattr(module("pretrain.py").accuracy, "validate_standalone", watch_of)
         ended = call("pretrain.py", *words)
-    assert ended.code == 0 and "stopped by SIGTERM after step 3 of 3" in ended.out
+    assert "stopped by SIGTERM after step 3 of 3" in stopped(ended).out
     assert os.listdir(tmp_path / "runs") == [SMALLEST] and not os.path.exists(tmp_path / "truth.json")
     assert "wrote" in good(call("pretrain.py", *words)).out
 
@@ -147,7 +154,7 @@ def test_a_signal_during_an_evaluation_ends_it_well_and_the_same_command_resumes
     with monkeypatch.context() as patched:
         patched.setattr("resnet48.evaluation.evaluator.evaluate_list", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         ended = call(*words)
-    assert ended.code == 0 and not ended.own_errors() and not os.path.exists("submission.json")
-    assert ended.out.splitlines()[-1].startswith("stopped by SIGINT: what is finished is kept in submission.journal")
+    assert not os.path.exists("submission.json")
+    assert stopped(ended).out.splitlines()[-1].startswith("stopped by SIGINT: what is finished is kept in submission.journal")
     good(call(*words))
     assert os.path.exists("submission.json")

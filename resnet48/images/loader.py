@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import paddle
 
+from ..system import signals
 from ..system.errors import UserError
-from ..system.runtime import STOP_SIGNALS, require_shared_memory
+from ..system.runtime import require_shared_memory
 from . import transforms
 from .datasets import BadImage, ImageSet, transformed
 
@@ -106,8 +107,7 @@ def _follow_the_main_process(_worker):
             os.unlink(left)
         os._exit(1)
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
 
 
