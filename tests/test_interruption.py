@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import json
 import os
 import signal
 import subprocess
@@ -9,10 +10,11 @@ import time
 
 import pytest
 from commands import (LARGEST, PATIENCE, SMALL, SMALLEST, Ended, call, command, environment, good, image_folder, module,
-                      write_list)
+                      refusal, write_list)
 
 from resnet48.images import datasets
 from resnet48.system.errors import STOPPED
+from resnet48.training import checkpoint
 
 # A run that nobody waits for.
 ENDLESS = (*SMALL, "--max_epoch", 100000, "--log_freq", 1, "--eval_freq", 0, "--save_freq", 100000, "--num_workers", 2)
@@ -158,3 +160,32 @@ def test_a_signal_during_an_evaluation_ends_it_well_and_the_same_command_resumes
     assert stopped(ended).out.splitlines()[-1].startswith("stopped by SIGINT: what is finished is kept in submission.journal")
     good(call(*words))
     assert os.path.exists("submission.json")
+
+
+def test_a_submission_from_a_supernet_that_was_stopped_says_so_and_is_not_verified_unless_that_is_allowed(
+        here, monkeypatch):
+    def stop_after_validation(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"largest": 50.0}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module("train_supernet.py").accuracy, "validate_supernet", lambda *_: stop_after_validation)
+        training = ("train_supernet.py", "run", *SMALL, "--image_dir", "images", "--save_dir", "run", "--max_epoch", 2)
+        assert "stopped by SIGTERM after step " in stopped(call(*training)).out
+    step = checkpoint.load("run").state["step"]
+    assert step < 6 and checkpoint.load("run").state["finished"] is False
+    evaluation = ("eval_supernet.py", "run", "--checkpoint", "run", "--archs", "list.json", "--image_dir", "images",
+                  "--calib_images", 8, "--output", "submission.json")
+    assert good(call(*evaluation)).out.splitlines()[-1].endswith(f"; UNFINISHED TRAINING: step {step} of 6")
+    with open("submission.manifest.json") as file:
+        assert json.load(file)["unfinished_training"] == f"step {step} of 6"
+    verification = ("eval_supernet.py", "verify", "--submission", "submission.json", "--archs", "list.json",
+                    "--checkpoint", "run")
+    refused = refusal(verification, here)
+    assert f"the training of the supernet was not finished (step {step} of 6)" in refused
+    left = [each for each in refused.split("; ") if "accuracies are equal" in each]  # of nets that have learnt nothing
+    allowed = call(*verification, "--allow_unfinished")
+    assert "not finished" not in allowed.err and allowed.code == (2 if left else 0)
+    assert "trained" in good(call(*training)).out
+    assert checkpoint.load("run").state["finished"] is True
+    assert "UNFINISHED" not in good(call(*evaluation)).out
