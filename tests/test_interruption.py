@@ -111,6 +111,21 @@ def test_a_signal_to_the_main_process_alone_ends_a_training_well_too(tmp_path, p
 
 
 @pytest.mark.slow
+def test_a_second_training_in_the_same_folder_is_refused_and_does_not_disturb_the_first(tmp_path, photos):
+    words = (*TRAINING, "--image_dir", photos, "--num_workers", 0, "--save_dir", tmp_path / "run")
+    with Program(*words) as program:
+        program.until("step 1 ")
+        second = call(*words)
+        assert second.code == 2 and program.process.poll() is None
+        assert second.own_errors()[0].startswith(f"error: another training works in {tmp_path / 'run'}: wait until")
+        program.process.terminate()
+        stopped(program.ended())
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        assert file.read().count("epoch") == 1
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", "config.yaml", "metrics.csv"]
+
+
+@pytest.mark.slow
 def test_the_processes_that_decode_images_do_not_outlive_a_killed_program_and_leave_no_shared_memory(tmp_path, photos):
     with Program(*TRAINING, "--image_dir", photos, "--save_dir", tmp_path / "run") as program:
         program.until("step 2 ")
