@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from commands import (LARGEST, PATIENCE, SMALL, SMALLEST, Ended, call, command, environment, good, image_folder, module,
-                      refusal, write_list)
+from commands import (LARGEST, PATIENCE, ROOT, SMALL, SMALLEST, Ended, call, command, environment, good, image_folder,
+                      module, refusal, write_list)
 
 from resnet48.images import datasets
+from resnet48.system import signals
 from resnet48.system.errors import STOPPED
 from resnet48.training import checkpoint
 
@@ -70,16 +72,93 @@ class Program:
         self.process.communicate()
 
 
-def stopped(ended):
+def stopped(ended, *errors):
     """The same, after checking that it ended as a program does that a signal has asked to stop."""
-    assert ended.code == STOPPED and not ended.own_errors(), ended
+    assert ended.code == STOPPED and ended.own_errors() == list(errors), ended
     return ended
+
+
+def patient(folder):
+    """A script that trains the supernet and takes all signals for the same request, however slow the machine is."""
+    path = os.path.join(folder, "patient.py")
+    with open(path, "w") as file:
+        file.write("import runpy, sys\n"
+                   "from resnet48.system import signals\n"
+                   "signals.SECONDS_OF_ONE_REQUEST = 3600\n"
+                   f"runpy.run_path({os.path.join(ROOT, 'train_supernet.py')!r}, run_name='__main__')\n")
+    return path
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return image_folder(tmp_path_factory.mktemp("photos") / "images")
 
+
+# ---- what a signal means
+
+def send(number, times=1):
+    for _ in range(times):
+        os.kill(os.getpid(), number)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", signals.STOP_SIGNALS)
+def test_repeats_of_any_signal_are_one_request_and_the_system_drops_them(number):
+    asked = []
+    with signals.answered(asked.append):
+        send(number, 3)
+        for other in signals.STOP_SIGNALS:
+            send(other)
+            assert signal.getsignal(other) == signal.SIG_IGN  # whatever this process is busy with
+    assert asked == [number.name] and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_repeat_that_comes_when_the_answer_has_been_given_changes_nothing_more():
+    asked, inner = [], []
+    with signals.answered(asked.append):
+        with signals.answered(inner.append):
+            send(signal.SIGTERM)
+        send(signal.SIGTERM, 2)
+        send(signal.SIGINT)
+    assert (asked, inner) == ([], ["SIGTERM"])
+    with signals.answered(asked.append):  # another program's
+        send(signal.SIGINT)
+    assert asked == ["SIGINT"]
+
+
+def test_later_signals_end_the_process_at_once_but_those_that_the_system_repeats(monkeypatch):
+    monkeypatch.setattr(signals, "SECONDS_OF_ONE_REQUEST", 0.01)
+    with signals.answered(lambda _: None):
+        send(signal.SIGTERM)
+        wait_until(lambda: signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+        assert signal.getsignal(signal.SIGXCPU) == signal.SIG_IGN
+    program = ("import os, signal, time\nfrom resnet48.system import signals\nsignals.SECONDS_OF_ONE_REQUEST = 0\n"
+               "with signals.answered(lambda _: None):\n"
+               "    with signals.answered(lambda _: None):\n"
+               "        os.kill(os.getpid(), signal.SIGINT)\n"
+               "    time.sleep(0.01)\n"
+               "    os.kill(os.getpid(), signal.SIGTERM)\n")
+    assert subprocess.run([sys.executable, "-c", program], env=environment()).returncode == -signal.SIGTERM
+
+
+def test_what_is_ignored_already_stays_so_as_under_nohup():
+    before, asked = signal.signal(signal.SIGHUP, signal.SIG_IGN), []
+    try:
+        with signals.answered(asked.append):
+            send(signal.SIGHUP)
+            send(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and asked == ["SIGTERM"]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# ---- training
 
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_ends_a_training_well_and_the_same_command_resumes(tmp_path, photos):
@@ -108,6 +187,59 @@ def test_a_signal_to_the_main_process_alone_ends_a_training_well_too(tmp_path, p
         ended = stopped(program.ended())
         assert not program.leaves_processes()
         assert "stopped by SIGTERM after step " in ended.out
+
+
+@pytest.mark.slow
+def test_a_signal_while_paddle_is_imported_ends_a_program_with_one_sentence(tmp_path):
+    program = subprocess.Popen([sys.executable, "-X", "importtime", *command(*TRAINING, "--save_dir", tmp_path)[1:]],
+                               env=environment(), stderr=subprocess.PIPE, text=True)
+    said = ""
+    while " paddle.base.core" not in said:  # Paddle's own answers to signals are in place, and its import goes on
+        said += program.stderr.readline()
+    program.terminate()
+    said += program.stderr.read()
+    assert program.wait(PATIENCE) == STOPPED
+    assert Ended(0, "", "".join(line + "\n" for line in said.splitlines() if "import time:" not in line)
+                 ).own_errors() == ["stopped by SIGTERM; the same command begins again"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_signal_before_training_ends_it_with_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda *_: [os.kill(os.getpid(), signal.SIGHUP) for _ in range(3)])
+    ended = stopped(call("train_supernet.py", "run", *SMALL, "--save_dir", tmp_path / "run"), "stopped by SIGHUP; the "
+                    "same command begins again")
+    assert os.listdir(tmp_path) == [] and "Traceback" not in ended.out
+
+
+def test_images_that_are_left_to_decode_are_not_waited_for(photos, monkeypatch):
+    decoded = []
+
+    def decode(place):
+        decoded.append(place)
+        if place == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+    def stop(name):
+        raise signals.Interrupt(name)
+
+    with pytest.raises(signals.Interrupt), signals.answered(stop):
+        datasets.in_threads(decode, 10 ** 4, 2, "images")
+    assert len(decoded) < 10 ** 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
+def test_a_repeat_of_a_signal_is_the_same_request_also_while_the_program_ends(tmp_path, photos, number):
+    words = (patient(tmp_path), "run", *ENDLESS, "--image_dir", photos, "--save_dir", tmp_path / "run")
+    with Program(*words) as program:
+        program.until("step 1 ")
+        while program.process.poll() is None:
+            program.process.send_signal(number)
+            time.sleep(0.01)
+        ended = stopped(program.ended())
+    assert f"stopped by {number.name} after step " in ended.out
+    assert os.listdir(tmp_path / "run" / "checkpoints")
 
 
 @pytest.mark.slow
