@@ -10,6 +10,7 @@ import pytest
 from commands import call, good
 
 from resnet48.evaluation import evaluator, tree_forward
+from resnet48.system import signals
 from resnet48.system.errors import STOPPED
 
 SCRIPT = "eval_supernet.py"
@@ -151,6 +152,19 @@ def test_a_signal_ends_it_with_one_sentence_and_the_same_command_resumes(
     assert len(tasks(tmp_path, "counts")) == max(walks - 4, 0)
     assert not [path for path in tmp_path.glob("s.journal/*/*") if path.name.endswith(".lock") or path.name[0] == "."]
     assert ("already" in good(call(SCRIPT, *words)).out) == (walks > 1)
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
+def test_the_end_of_the_launcher_ends_it_too_and_keeps_what_is_finished(
+        tmp_path, monkeypatch, weights, archs, undisturbed):
+    words = evaluation.words(weights, archs, tmp_path / "s.json")
+    with monkeypatch.context() as patched:
+        patched.setattr(signals, "launcher_is_gone", lambda: len(tasks(tmp_path, "counts")) > 1)
+        ended = call(SCRIPT, *words)
+    assert ended.code == STOPPED and ended.own_errors() == []
+    assert ended.out.splitlines()[-1].startswith("stopped by the end of its launcher: what is finished is kept in ")
+    assert len(tasks(tmp_path, "counts")) == 2
+    good(call(SCRIPT, *words))
     assert_as_undisturbed(tmp_path, undisturbed)
 
 

@@ -10,7 +10,7 @@ from small_runs import (CLASSES, PER_EPOCH, SANDWICH, SETTINGS, SPACE, STANDALON
 
 from resnet48.evaluation import accuracy
 from resnet48.system import config, signals
-from resnet48.system.errors import UserError
+from resnet48.system.errors import Stopped, UserError
 from resnet48.training import checkpoint, loop, objectives, optim
 from resnet48.training.loop import Diverged
 
@@ -147,6 +147,14 @@ def test_a_signal_ends_the_run_at_a_step_boundary_with_a_checkpoint(tmp_path, ca
     assert checkpoints(tmp_path) == [3] and newest(tmp_path).state["step"] == 3
     assert f"stopped by {number.name} after step 3 of {STEPS}" in capsys.readouterr().out
     assert not os.path.exists(tmp_path / "final.pdparams")
+
+
+def test_the_end_of_the_launcher_ends_the_run_with_a_checkpoint_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(signals, "launcher_is_gone", lambda: True)
+    with pytest.raises(Stopped):
+        loop.fit(STANDALONE.make(len(CLASSES)), STANDALONE.stages(), images(), settings(tmp_path))
+    assert checkpoints(tmp_path) == [1]
+    assert f"stopped by the end of its launcher after step 1 of {STEPS}" in capsys.readouterr().out
 
 
 def test_signals_are_handled_as_before_when_a_run_has_ended(tmp_path):
