@@ -3,6 +3,12 @@
 import dataclasses
 import tempfile
 
+from resnet48.system import signals, streams
+
+if __name__ == "__main__":  # before Paddle is imported
+    signals.hold()
+    streams.outlive_readers()
+
 from resnet48.evaluation import accuracy, evaluator, prefix_tree
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
@@ -13,7 +19,7 @@ from resnet48.space import arch_list
 from resnet48.space.arch import FULL, ArchConfig
 from resnet48.system import config, files, options, runtime
 from resnet48.system.errors import UserError, exit_on_user_error
-from resnet48.training import checkpoint
+from resnet48.training import checkpoint, resume
 
 
 def run(settings):
@@ -38,7 +44,7 @@ def run(settings):
     about = {"net": checkpoint.describe(net), "image_size": images.size, "settings": dataclasses.asdict(settings),
              "versions": runtime.versions()}
     runtime.log_main(submission.write_submission(settings.output, settings.archs, digest, entries, chosen, counts,
-                                                 total, about))
+                                                 total, about, resume.unfinished(found.state)))
 
 
 def evaluated(net, digest, entries, sample, settings, root):
@@ -102,7 +108,7 @@ def verify(settings):
     """Check a submission against the list it answers and the checkpoint it claims to come from."""
     config.require(settings, "submission", "archs")
     digest = files.sha256_of(checkpoint.load(settings.checkpoint).weights_file) if settings.checkpoint else None
-    findings = submission.verify(settings.submission, settings.archs, digest)
+    findings = submission.verify(settings.submission, settings.archs, digest, settings.allow_unfinished)
     if findings:
         raise UserError(f"{settings.submission} is not ready to submit: " + "; ".join(findings))
     print(f"{settings.submission} is complete and matches its list and manifest")

@@ -54,9 +54,10 @@ class Road:
         submission.write_accuracies(self.submission, arch_list.read_list(self.list), [71.5, 70.25, 73.0])
         self.state()
 
-    def state(self, partial=False):
+    def state(self, partial=False, unfinished=None):
         submission.write_manifest(self.submission, self.list, self.checkpoint, NET, {"calib_images": 512}, archs=3,
-                                  partial=partial, val_images=320, image_size=33, versions={"numpy": "1.26.4"})
+                                  partial=partial, val_images=320, image_size=33, versions={"numpy": "1.26.4"},
+                                  unfinished=unfinished)
 
     def edit(self, change):
         """Change the submission and write its manifest anew."""
@@ -201,8 +202,8 @@ def test_manifest_says_what_the_submission_was_made_of(road):
             return hashlib.sha256(content.read()).hexdigest()
 
     assert manifest == {"submission_sha256": digest(road.submission), "arch_list_sha256": digest(road.list),
-                        "checkpoint_sha256": digest(road.checkpoint), "archs": 3, "partial": False, "val_images": 320,
-                        "image_size": 33, "net": json.loads(json.dumps(NET)), "settings": {"calib_images": 512},
+                        "checkpoint_sha256": digest(road.checkpoint), "archs": 3, "partial": False, "unfinished_training": None,
+                        "val_images": 320, "image_size": 33, "net": json.loads(json.dumps(NET)), "settings": {"calib_images": 512},
                         "versions": {"numpy": "1.26.4"}}
 
 
@@ -348,6 +349,13 @@ def test_verify_finds_that_the_list_is_another_one(road):
 def test_verify_finds_that_the_checkpoint_is_another_one(road):
     finding, = road.findings(hashlib.sha256(b"other weights").hexdigest())
     assert "checkpoint_sha256" in finding
+
+
+def test_verify_refuses_a_supernet_whose_training_was_not_finished_unless_that_is_allowed(road):
+    road.state(unfinished="step 12 of 12000")
+    (finding,) = road.findings()
+    assert "not finished (step 12 of 12000)" in finding and "--allow_unfinished" in finding
+    assert submission.verify(road.submission, road.list, allow_unfinished=True) == []
 
 
 @pytest.mark.parametrize("partial", [True, None, "no"])

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import paddle
 
+from ..system import signals
 from ..system.errors import UserError
-from ..system.runtime import STOP_SIGNALS, require_shared_memory
+from ..system.runtime import require_shared_memory
 from . import transforms
 from .datasets import BadImage, ImageSet, transformed
 
@@ -115,8 +116,7 @@ def _follow_the_main_process(_worker):
         clear()
         os._exit(1)
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()
     threading.Thread(target=end_with_parent, daemon=True).start()
     multiprocessing.util.Finalize(None, clear, exitpriority=-10)  # where Paddle's loop notices first and ends by itself
 

@@ -241,6 +241,7 @@ class VerifySettings(Settings):
     submission: str = option("", "submission file")
     archs: str = option("", "arch list it must match")
     checkpoint: str | None = option(None, "run folder or .pdparams it claims to come from")
+    allow_unfinished: bool = option(False, "take also one from a supernet whose training was stopped before its end")
 
 
 @dataclass

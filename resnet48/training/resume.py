@@ -1,4 +1,4 @@
-"""Where a run resumes, and what must not have changed until then."""
+"""Where a run resumes, what must not have changed until then, and whether it was finished."""
 
 import dataclasses
 import os
@@ -34,6 +34,24 @@ def find(net: paddle.nn.Layer, facts: dict, settings: TrainSettings) -> checkpoi
         _require_same_settings(found, settings)
         _require_own_folder(found, settings)
     return found
+
+
+def unfinished(state: dict) -> str | None:
+    """How far the training behind a checkpoint was, such as "step 12 of 12000", or None if it was finished.
+
+    state: of the checkpoint. None too for weights of other programs, of which nobody knows.
+    """
+    try:
+        step, steps = state["step"], state["steps"] if "steps" in state else _steps(state)
+        return None if state.get("finished", step >= steps) else f"step {step} of {steps}"
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _steps(state):
+    """The steps of a run whose checkpoint, of an earlier version, does not say."""
+    settings = state["settings"]
+    return settings["max_epoch"] * (state["images"] // (settings["batch_size"] * state["ranks"]))
 
 
 def _checkpoint(settings):
