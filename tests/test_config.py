@@ -165,8 +165,7 @@ def test_what_no_system_takes_for_a_path_is_refused_at_the_door(value, words):
 # ---- one meaning for one text
 
 @pytest.mark.parametrize("name, text, value", [
-    ("batch_size", "010", 10), ("seed", "0123", 123), ("batch_size", "16.0", 16), ("batch_size", "1e3", 1000),
-    ("lr", "010", 10.0), ("channels", "1.10", "1.10"), ("channels", "2022-13-45", "2022-13-45"),
+    ("batch_size", "010", 10), ("seed", "0123", 123), ("batch_size", "16.0", 16), ("lr", "010", 10.0), ("lr", "1e3", 1000.0), ("channels", "1.10", "1.10"), ("channels", "2022-13-45", "2022-13-45"),
     ("channels", "2022-01-01", "2022-01-01"), ("channels", "yes", "yes"), ("channels", "0x10", "0x10"),
     ("channels", "1_0", "1_0"), ("channels", "1:30", "1:30"), ("save_dir", "no", "no"), ("save_dir", "012", "012")])
 def test_a_text_means_the_same_in_yaml_and_behind_a_flag(yaml_file, name, text, value):
@@ -267,6 +266,7 @@ def test_booleans_are_switched_by_x_and_no_x(yaml_file):
 @pytest.mark.parametrize("name, text, words", [
     ("batch_size", "many", "--batch_size takes a whole number, got 'many'"),
     ("batch_size", "1.5", "--batch_size takes a whole number, got"),
+    ("batch_size", "1e3", "--batch_size takes a whole number, got"),
     ("batch_size", "none", "--batch_size takes a whole number, got 'none'"),
     ("image_size", "big", "--image_size takes a whole number, got 'big'"),
     ("lr", "fast", "--lr takes a number, got 'fast'"),

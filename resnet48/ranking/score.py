@@ -163,13 +163,23 @@ def conclusion(result: Score) -> str:
             f"{_shown(result.margin, '+')}, which {'excludes' if certain else 'includes'} zero.")
 
 
+def reason_to_keep_report(path: str) -> str | None:
+    """Why the file at `path` must not be replaced by a score sheet, as the end of a sentence; None if it may."""
+    return _reason_to_keep(path, b"# Score\n", "is there already and is not a score sheet")
+
+
+def reason_to_keep_plot(path: str) -> str | None:
+    """The same for a plot."""
+    return _reason_to_keep(path, b"\x89PNG\r\n", "is there already and is not a PNG file")
+
+
 def plot(result: Score, path: str) -> None:
     """Draw accuracies (left) and ranks (right) of submission over truth into a PNG file, whole or not at all.
 
     Raises `UserError` where `path` does not end in .png or cannot be written.
     """
     if os.path.splitext(path)[1].lower() != ".png":
-        raise UserError(f"the plot is a PNG file, so its name must end in .png; got {path}")
+        raise UserError(f"the plot is a PNG file, so its name must end in .png; got {shown(path)}")
     row = result.agreement(SUPERNET)
     pearson = f"{'−' if row.inverted else ''}{row.pearson.value:.3f}"
     figure = Figure(figsize=(10.4, 5.2), layout="constrained")
@@ -195,6 +205,14 @@ def plot(result: Score, path: str) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
+def _reason_to_keep(path, beginning, reason):
+    try:
+        with open(path, "rb") as file:
+            return None if file.read(len(beginning)) in (beginning, b"") else reason
+    except OSError as error:
+        return f"is there already and cannot be read ({error.strerror})"
+
+
 def _join(submission, truth, space):
     """The archs that both files have measured, in the submission's order, and the `Ranking` of both files."""
     ours, theirs = measured.read(submission, "submission", space), measured.read(truth, "truth", space)
@@ -206,7 +224,8 @@ def _join(submission, truth, space):
 
 
 def _counted(found):
-    return f"{len(found.archs)} archs" + (f", {found.unmeasured} more with the list's own 0" if found.unmeasured else "")
+    more = f", {found.unmeasured} more with the list's own 0" if found.unmeasured else ""
+    return f"{len(found.archs)} archs{more}"
 
 
 def _ranking(found, shared):

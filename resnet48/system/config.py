@@ -238,7 +238,7 @@ def _whole(value):
         try:
             return int(value)
         except ValueError:
-            value = float(value)  # 16.0 and 1e3 are whole numbers, too
+            value = float(value) if "e" not in value.lower() else math.nan  # 16.0 is a whole number, too
     if value != int(value):
         raise ValueError
     return int(value)
