@@ -1,6 +1,7 @@
 """Everything after training: plan and run the evaluation, see how far it is, score, verify, export a subnet."""
 
 import dataclasses
+import os
 import tempfile
 
 from resnet48.system import signals, streams
@@ -32,6 +33,7 @@ def run(settings):
     net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
     entries = arch_list.read_list(settings.archs, net.space)
     chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
+    require_outputs(settings, found.weights_file, chosen)
     images = load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
     if settings.dry_run:
@@ -45,6 +47,16 @@ def run(settings):
              "versions": runtime.versions()}
     runtime.log_main(submission.write_submission(settings.output, settings.archs, digest, entries, chosen, counts,
                                                  total, about, resume.unfinished(found.state)))
+
+
+def require_outputs(settings, weights_file, chosen):
+    """Refuse to write over what the evaluation reads, or over a file that holds more than it would."""
+    archs = [entry.arch for entry in chosen]
+    files.require_output("--output", settings.output, {"--checkpoint": weights_file},
+                         lambda path: submission.reason_to_keep(path, archs))
+    for path in submission.side_files(settings.output):  # the list itself may be filled in place
+        files.require_output("what belongs to --output,", path,
+                             {"--checkpoint": weights_file, "--archs": settings.archs})
 
 
 def evaluated(net, digest, entries, sample, settings, root):
@@ -82,19 +94,26 @@ def status(settings):
     journal = Journal.newest(journal_root(settings.output))
     print(evaluator.status_text(journal))
     if settings.write:
+        archs = [ArchConfig.parse(code, allow_untied=True) for _, code in journal.plan["codes"]]
+        files.require_output("--write", settings.write, {},
+                             lambda path: submission.reason_to_keep(path, archs, finished_too=True))
         print(submission.write_partial(settings.write, journal.plan["codes"], *journal.counts(),
                                        journal.plan["images"]))
 
 
 def journal_root(output):
-    return output.removesuffix(".json") + ".journal"
+    return files.beside(output, ".journal")
 
 
 def score(settings):
     """Say how well a submission agrees with the accuracies of nets trained on their own."""
     config.require(settings, "submission", "truth")
-    for path in filter(None, (settings.report, settings.plot)):
-        files.require_writable(path)
+    inputs = {"--submission": settings.submission, "--truth": settings.truth}
+    if settings.report:
+        files.require_output("--report", settings.report, {**inputs, "--plot": settings.plot},
+                             scoring.reason_to_keep_report)
+    if settings.plot:
+        files.require_output("--plot", settings.plot, inputs, scoring.reason_to_keep_plot)
     result = scoring.score(settings.submission, settings.truth, *submission.read_manifest_net(settings.submission),
                            settings.seed)
     print(scoring.report_markdown(result))
@@ -118,6 +137,9 @@ def export(settings):
     """Write one subnet, calibrated, as an inference model for paddle.inference."""
     config.require(settings, "checkpoint", "arch")
     found = checkpoint.load(settings.checkpoint)
+    for ending in (".json", ".pdmodel", ".pdiparams"):
+        files.require_output("--output", settings.output + ending, {"--checkpoint": found.weights_file},
+                             lambda path: reason_to_keep_model(settings.output, path))
     net = checkpoint.build_supernet(found)
     arch, images = ArchConfig.parse(settings.arch, net.space), load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
@@ -125,6 +147,12 @@ def export(settings):
     accuracy.calibrate_alone(subnet, accuracy.calibration_images(images, settings.calib_images, settings.seed))
     save_inference(subnet, images.size, settings.output)
     print(f"wrote {settings.output}.*: input float32 [N, 3, {images.size}, {images.size}], normalised RGB")
+
+
+def reason_to_keep_model(output, path):
+    """Why the file at `path` must not be replaced by a part of the exported model `output`, as the end of a sentence."""
+    exported = os.path.exists(output + ".pdiparams") and os.path.isfile(path)
+    return None if exported else "is there already and is not part of an exported model"
 
 
 def load_images(settings, found):

@@ -42,9 +42,11 @@ def run(settings):
 def truth(settings):
     """Train every subnet of a list on its own and write their accuracies; resumes where it stopped."""
     config.require(settings, "archs")
-    files.require_writable(settings.truth)
     space = FULL.narrowed(settings.channels(), settings.divisor)
     entries = arch_list.read_list(settings.archs, space)[:settings.limit]
+    files.require_output("--truth", settings.truth, {},
+                         lambda path: submission.reason_to_keep(path, [arch for _, _, arch in entries],
+                                                                made_by=functools.partial(has_run, settings)))
     images, accuracies = start(settings), []
     # Images are decoded once.
     validate_of_all = functools.cache(lambda: accuracy.validate_standalone(images, settings.batch_size))
@@ -56,6 +58,11 @@ def truth(settings):
         submission.write_accuracies(settings.truth, entries, accuracies)
         runtime.log_main(f"wrote {settings.truth}: {len(entries)} archs, top-1 {min(accuracies):.2f} to "
                          f"{max(accuracies):.2f} %")
+
+
+def has_run(settings, arch):
+    """Whether --save_dir holds a run of this arch, so that its accuracy is measured, or read, again."""
+    return os.path.isdir(os.path.join(settings.save_dir, arch.code))
 
 
 def start(settings):

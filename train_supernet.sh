@@ -9,11 +9,40 @@
 # ARCHS       arch list to evaluate [200 sampled archs]
 # TRUTH       accuracies of nets trained on their own, to score against [built-in digits: 24 nets are trained]
 # OUTPUT      folder for everything that comes out [output/digits, or output/supernet with IMAGE_DIR]
-# GPUS        as for paddle.distributed.launch, such as 0,1,2,3 [all that nvidia-smi lists]
+# GPUS        which GPUs, as nvidia-smi numbers them, such as 3 or 0,1,2,3 [those of CUDA_VISIBLE_DEVICES, where an empty
+#             one means the CPU; without it all that nvidia-smi lists]
 # PRETRAINED  weights to start from, such as the official resnet48.pdparams
+# CONFIG      the training's YAML file [configs/digits.yaml, or configs/sandwich.yaml with IMAGE_DIR]
+# Relative paths in these are those of the folder that you call this from; what is not there, but in the project's folder,
+# is taken from that.
 # Arguments go to the training: sh train_supernet.sh --max_epoch 30
 # Exit codes: 0 all done, 75 stopped by a signal, 2 an error that one sentence names.
+
+there=$PWD
 cd "$(dirname "$0")" || exit 2
+
+# Path $1 of the folder that this was called from, for programs that run in the project's.
+absolute() {
+    case "$1" in
+        "" | /*) printf "%s\n" "$1" ;;
+        *)
+            if [ "$there" = "$PWD" ] || { [ -e "$1" ] && [ ! -e "$there/$1" ]; }; then
+                printf "%s\n" "$1"
+            else
+                printf "%s\n" "$there/$1"
+            fi ;;
+    esac
+}
+
+IMAGE_DIR=$(absolute "${IMAGE_DIR:-}")
+ARCHS=$(absolute "${ARCHS:-}")
+TRUTH=$(absolute "${TRUTH:-}")
+OUTPUT=$(absolute "${OUTPUT:-}")
+PRETRAINED=$(absolute "${PRETRAINED:-}")
+CONFIG=$(absolute "${CONFIG:-}")
+case "${PYTHON:-}" in
+    */*) PYTHON=$(absolute "$PYTHON") ;; # not a name to be looked up
+esac
 set -- "" "$@" # environment.sh takes a further requirements file as $1
 . resnet48/environment.sh
 shift
@@ -28,7 +57,17 @@ else
     SPACE=full
 fi
 
-if [ -z "${GPUS:-}" ] && command -v nvidia-smi >/dev/null 2>&1; then
+device=
+if [ -n "${GPUS:-}" ]; then
+    GPUS=$(echo "$GPUS" | tr -d ' ')
+    # All programs see these GPUs only, in nvidia-smi's order, and none falls back to the CPU.
+    CUDA_VISIBLE_DEVICES=$GPUS
+    CUDA_DEVICE_ORDER=PCI_BUS_ID
+    export CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER
+    device=gpu
+elif [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    GPUS=$(echo "$CUDA_VISIBLE_DEVICES" | tr -d ' ') # the launcher looks its --gpu up among these
+elif command -v nvidia-smi >/dev/null 2>&1; then
     GPUS=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, -)
 fi
 
@@ -72,7 +111,7 @@ step() {
 }
 
 step "training the supernet in $OUTPUT/train"
-run launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" \
+run launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" ${device:+--device $device} \
     ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} ${PRETRAINED:+--pretrained "$PRETRAINED"} "$@"
 [ -f "$OUTPUT/train/final.pdparams" ] || exit 0 # a dry run
 
@@ -82,7 +121,7 @@ if [ -z "${ARCHS:-}" ]; then
 fi
 step "evaluating $ARCHS"
 run launch eval_supernet.py run --checkpoint "$OUTPUT/train" --archs "$ARCHS" --output "$OUTPUT/submission.json" \
-    ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"}
+    ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} ${device:+--device $device}
 run alone eval_supernet.py verify --submission "$OUTPUT/submission.json" --archs "$ARCHS" --checkpoint "$OUTPUT/train"
 
 if [ -z "${TRUTH:-}" ] && [ -z "${IMAGE_DIR:-}" ]; then

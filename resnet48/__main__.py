@@ -10,7 +10,7 @@ import numpy as np
 
 from .space.arch import FULL, ArchConfig, ArchError, named_space
 from .system import config, files, options, streams
-from .system.errors import exit_on_user_error
+from .system.errors import UserError, exit_on_user_error
 
 #: The setting that the word right after a command gives, so that it needs no flag.
 FIRST_WORD = {"describe": "arch", "sample": "count"}
@@ -38,8 +38,9 @@ def sample(settings) -> None:
     while len(codes) < settings.count:
         codes[space.sample(rng).code] = None
     # The leading 1 is the official image size code, for 224 px.
-    files.write_json(settings.output, {f"arch{place}": {"acc": 0.0, "arch": "1" + code}
-                                       for place, code in enumerate(codes, 1)})
+    content = {f"arch{place}": {"acc": 0.0, "arch": "1" + code} for place, code in enumerate(codes, 1)}
+    files.require_output("--output", settings.output, {}, lambda path: _reason_to_keep(path, content))
+    files.write_json(settings.output, content)
     print(f"wrote {settings.output}: {len(codes)} archs of the {settings.space} space, seed {settings.seed}")
 
 
@@ -50,6 +51,15 @@ def main(argv: list[str] | None = None) -> None:
     function, settings = config.command_line(__doc__.splitlines()[0], {
         "describe": (describe, options.DescribeSettings, None), "sample": (sample, options.SampleSettings, None)}, argv)
     function(settings)
+
+
+def _reason_to_keep(path, content):
+    """Why the file at `path` must not be replaced by the list `content`, as the end of a sentence; None if it may."""
+    try:
+        same = files.read_json(path, "file") == content
+    except UserError:
+        same = False
+    return None if same else "is there already and is another file"
 
 
 def _rows(arch, image_size, num_classes):

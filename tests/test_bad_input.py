@@ -93,9 +93,9 @@ def test_a_wrong_flag_is_refused(here, words, sentence):
 @pytest.mark.parametrize("text, sentence", [
     ("batchsize: 8\n", "unknown key 'batchsize'; the nearest is batch_size"),
     ("batch_size: many\n", "--batch_size takes a whole number, got 'many'"),
-    ("zero_residuals: 1\n", "--zero_residuals takes true or false, got 1"),
-    ("image_dir:\n  - a\n  - b\n", "--image_dir a,b has no folder"),
-    ("- batch_size\n", "must hold `name: value` lines, found list"), ("a: [\n", "is not YAML")])
+    ("zero_residuals: 1\n", "--zero_residuals takes true or false, got '1'"),
+    ("image_dir:\n  - a\n  - b\n", "--image_dir takes text, got ['a', 'b']"),
+    ("- batch_size\n", "must hold `name: value` lines, found a list"), ("a: [\n", "is not YAML")])
 def test_a_wrong_yaml_file_is_refused(here, text, sentence):
     (here / "recipe.yaml").write_text(text)
     assert sentence in refusal((*TRAINING, "--config", "recipe.yaml"), here)

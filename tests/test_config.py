@@ -14,12 +14,13 @@ CONFIGS = [kind for kind in vars(options).values() if dataclasses.is_dataclass(k
 class Recipe(config.Settings):
     """One setting of every kind."""
 
-    image_dir: str | None = option(None, "a folder, or none")
-    image_size: int | None = option(None, "in pixels", ge=1)
+    image_dir: str | None = option(None, "a folder", path=True)
+    image_size: int | None = option(None, "in pixels", ge=1, unset="auto")
+    channels: str | None = option(None, "widths", listable=True, unset="none")
     batch_size: int = option(256, "images", ge=1)
     lr: float = option(0.1, "learning rate", gt=0)
     keep: float = option(0.5, "a fraction", ge=0, le=1)
-    save_dir: str = option("output", "a folder")
+    save_dir: str = option("output", "a folder", path=True)
     device: str = option("auto", "auto, cpu or gpu", choices=("auto", "cpu", "gpu"))
     dry_run: bool = option(False, "two steps only")
     seed: int = option(0, "of everything random", ge=0)
@@ -69,7 +70,7 @@ def test_a_flag_beats_the_yaml_file_and_that_beats_the_default(yaml_file):
 
 def test_a_flag_that_says_the_default_still_beats_the_yaml_file(yaml_file):
     path = yaml_file("batch_size: 8\ndry_run: true\nimage_size: 64\n")
-    settings = parse("--config", path, "--batch_size", "256", "--no-dry_run", "--image_size", "none")
+    settings = parse("--config", path, "--batch_size", "256", "--no-dry_run", "--image_size", "auto")
     assert settings == Recipe()
 
 
@@ -104,12 +105,154 @@ def test_a_value_has_the_type_of_its_field_from_a_flag_and_from_yaml(yaml_file, 
         assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("text", ["none", "null"])
-@pytest.mark.parametrize("name", ["image_dir", "image_size"])
-def test_none_takes_an_optional_setting_back(yaml_file, name, text):
-    path = yaml_file("image_dir: photos\nimage_size: 64\n")
-    assert getattr(parse("--config", path, f"--{name}", text), name) is None
-    assert getattr(parse("--config", yaml_file(f"{name}: {text}\n")), name) is None
+@pytest.mark.parametrize("text", ["null", "~", "", "Null", "NULL", "# a remark"])
+@pytest.mark.parametrize("name", ["image_dir", "image_size", "channels"])
+def test_nothing_in_a_yaml_file_takes_an_optional_setting_back(yaml_file, name, text):
+    own = yaml_file("image_dir: photos\nimage_size: 64\nchannels: 8,16\n")
+    _, settings = config.command_line("A program.", {"run": (run, Recipe, own)}, ["run"])
+    assert getattr(settings, name) is not None
+    assert getattr(parse("--config", yaml_file(f"{name}: {text}\n", "other.yaml")), name) is None
+
+
+@pytest.mark.parametrize("name, word", [("image_size", "auto"), ("channels", "none")])
+def test_the_word_that_the_help_names_takes_an_optional_setting_back(yaml_file, capsys, name, word):
+    path = yaml_file("image_size: 64\nchannels: 8,16\n")
+    assert getattr(parse("--config", path, f"--{name}", word), name) is None
+    assert getattr(parse("--config", yaml_file(f"{name}: {word}\n")), name) is None
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert f"({word}: as when left out)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("word", ["none", "null", "auto", "None", "NULL"])
+def test_no_word_stands_for_the_absence_of_a_path_or_of_what_has_another_word(yaml_file, word):
+    assert parse("--image_dir", word).image_dir == word
+    assert parse("--config", yaml_file(f"image_dir: '{word}'\n")).image_dir == word
+    if word != "auto":
+        assert "takes a whole number" in refusal("--image_size", word)
+    assert parse("--channels", word).channels == (None if word == "none" else word)
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+def test_every_setting_that_is_a_path_is_declared_as_one(kind):
+    for item in dataclasses.fields(kind):
+        text = item.metadata["help"]
+        named = any(word in text for word in ("file", "folder", "path", ".pdparams", "arch list", "accuracies go"))
+        assert item.metadata["path"] == (named and item.type in ("str", "str | None", str, str | None)), item.name
+
+
+@pytest.mark.parametrize("text", ["~/photos", "~"])
+def test_a_tilde_is_the_home_folder_from_flags_and_from_yaml(yaml_file, monkeypatch, text):
+    monkeypatch.setenv("HOME", "/home/someone")
+    expected = text.replace("~", "/home/someone")
+    path = yaml_file(f"image_dir: '{text}'\nsave_dir: '{text}'\ndevice: cpu\n")
+    for settings in (parse(f"--image_dir={text}", "--save_dir", text), parse("--config", path)):
+        assert (settings.image_dir, settings.save_dir) == (expected, expected)
+    assert parse("--channels", "~/a").channels == "~/a"
+    assert parse("--image_dir", "a~/b").image_dir == "a~/b"
+
+
+@pytest.mark.parametrize("value, words", [
+    ("a\0b", "holds a NUL character"), ("x" * 256, "a path of at most 4095 bytes with parts of at most 255"),
+    ("x/" * 3000, "got one of 6000 characters"), ("\ud800", "holds half a character")])
+def test_what_no_system_takes_for_a_path_is_refused_at_the_door(value, words):
+    with pytest.raises(UserError) as caught:
+        config.build(Recipe, {"image_dir": value})
+    assert words in str(caught.value) and len(str(caught.value)) < 300
+    str(caught.value).encode()
+
+
+# ---- one meaning for one text
+
+@pytest.mark.parametrize("name, text, value", [
+    ("batch_size", "010", 10), ("seed", "0123", 123), ("batch_size", "16.0", 16), ("lr", "010", 10.0), ("lr", "1e3", 1000.0), ("channels", "1.10", "1.10"), ("channels", "2022-13-45", "2022-13-45"),
+    ("channels", "2022-01-01", "2022-01-01"), ("channels", "yes", "yes"), ("channels", "0x10", "0x10"),
+    ("channels", "1_0", "1_0"), ("channels", "1:30", "1:30"), ("save_dir", "no", "no"), ("save_dir", "012", "012")])
+def test_a_text_means_the_same_in_yaml_and_behind_a_flag(yaml_file, name, text, value):
+    for settings in (parse(f"--{name}", text), parse("--config", yaml_file(f"{name}: {text}\n"))):
+        assert getattr(settings, name) == value and type(getattr(settings, name)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["1:30", "0x10", "0b11", "0o17", "1_000", "yes", "2022-01-01", "\u0663", "9" * 5000])
+def test_what_only_some_read_as_a_number_is_none(yaml_file, text):
+    for name in ("batch_size", "lr"):
+        said = {refusal(f"--{name}", text), refusal("--config", yaml_file(f"{name}: {text}\n"))}
+        assert len(said) == 1 and "number" in said.pop()
+
+
+@pytest.mark.parametrize("text, value", [("true", True), ("True", True), ("'true'", True), ("false", False),
+                                         ("FALSE", False)])
+def test_a_boolean_in_yaml_is_true_or_false(yaml_file, text, value):
+    assert parse("--config", yaml_file(f"dry_run: {text}\n")).dry_run is value
+
+
+@pytest.mark.parametrize("text", ["yes", "no", "on", "off", "1", "0", "y", "[true]"])
+def test_no_other_word_is_a_boolean(yaml_file, text):
+    assert "--dry_run takes true or false, got " in refusal("--config", yaml_file(f"dry_run: {text}\n"))
+
+
+@pytest.mark.parametrize("text, words", [
+    ("lr: 0.1\nbatch_size: 8\nlr: 0.9\n", "line 3: the key 'lr' occurs twice, first in line 1"),
+    ("lr: 0.1\n'lr': 0.1\n", "line 2: the key 'lr' occurs twice, first in line 1"),
+    ("channels: &a 8\nsave_dir: *a\n", "line 1: anchors and aliases"), ("lr: *a\n", "line 1: anchors and aliases"),
+    ("lr: !!float 1\n", "line 1: tags such as"), ("lr: !x 1\n", "line 1: tags such as '!x'"),
+    ("lr: !!set {a, b}\n", "line 1: tags such as"), ("lr: !!python/name:os.system\n", "line 1: tags such as"),
+    ("lr: 1\n---\nlr: 2\n", "line 2: a second document begins"), ("? [a]\n: 1\n", "line 1: a key must be a name"),
+    ("a" * 100_001, "is longer than 100,000 characters"), ("[" * 20_000, "line 1: lists and mappings are nested more than 10 deep"),
+    ("lr: '\n", "is not YAML: found unexpected end of stream in line 2, column 1"), ("lr: \0", "is not YAML: ")])
+def test_what_yaml_readers_disagree_about_is_refused_with_its_line(yaml_file, text, words):
+    path = yaml_file(text)
+    message = refusal("--config", path)
+    assert message.startswith(f"config {path}") and words in message
+
+
+def test_an_alias_bomb_is_refused_before_it_grows(yaml_file):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    assert "anchors and aliases" in refusal("--config", yaml_file("\n".join([*lines, "batch_size: *a9"])))
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_text(yaml_file):
+    assert parse("--config", yaml_file(b"\xef\xbb\xbfbatch_size: 8\r\nlr: 0.5\r\n")) == Recipe(batch_size=8, lr=0.5)
+
+
+def test_lists_are_for_settings_of_parts(yaml_file):
+    assert parse("--config", yaml_file("channels: [08, 1.10, a]\n")).channels == "08,1.10,a"
+    for text in ("save_dir: [a, b]", "channels: [[1], 2]", "channels: [1, ~]", "channels: [{a: 1}]"):
+        assert "takes text, got [" in refusal("--config", yaml_file(text + "\n"))
+
+
+def test_two_names_of_one_setting_in_one_file_are_refused(yaml_file):
+    with pytest.raises(UserError, match="amp and precision are two names of one setting"):
+        config.command_line("A program.", {"run": (run, options.EvalSettings, None)},
+                            ["run", "--config", yaml_file("amp: O1\nprecision: fp32\n")])
+
+
+def test_the_lengths_of_stages_are_texts_too_and_add_up(yaml_file):
+    path = yaml_file("stages:\n- {epochs: 08}\n- {epochs: 0.5, sampler: ~}\n- epochs: 1.5\n")
+    _, settings = config.command_line("A program.", {"run": (run, options.SupernetSettings, None)},
+                                      ["run", "--config", path])
+    assert settings.max_epoch == 10 and [stage.epochs for stage in settings.stages] == [8.0, 0.5, 1.5]
+    _, settings = config.command_line("A program.", {"run": (run, options.SupernetSettings, None)},
+                                      ["run", "--config", path, "--stages", "none", "--max_epoch", "3"])
+    assert settings.stages == () and settings.max_epoch == 3
+
+
+@pytest.mark.parametrize("words", [
+    ("--lr", "x" * 10_000), ("--batch_size", "8\n" * 5000), ("--device", "\udcff" * 200), ("y" * 5000,),
+    ("--" + "z" * 5000, "1"), ("--save_dir", "a/" * 5000), ("--config", "\udcff\n" * 50)])
+def test_a_message_repeats_little_of_what_it_was_given_in_one_line(words):
+    message = refusal(*words)
+    assert len(message) < 1200  # half a character takes six to show
+    message.encode()
+
+
+def test_a_yaml_message_repeats_little_of_what_it_was_given(yaml_file):
+    for text in (f"lr: {'x' * 10_000}", f"{'k' * 10_000}: 1", f"lr: {list(range(10_000))}", f"lr: !{'t' * 10_000} 1",
+                 f"stages: [{{{'k' * 10_000}: 1}}]", 'lr: "\\ud800\\n"', f"lr: [{'{' * 10_000}"):
+        message = refusal("--config", yaml_file(text))
+        assert len(message) < 600
+        message.encode()
 
 
 def test_booleans_are_switched_by_x_and_no_x(yaml_file):
@@ -123,6 +266,7 @@ def test_booleans_are_switched_by_x_and_no_x(yaml_file):
 @pytest.mark.parametrize("name, text, words", [
     ("batch_size", "many", "--batch_size takes a whole number, got 'many'"),
     ("batch_size", "1.5", "--batch_size takes a whole number, got"),
+    ("batch_size", "1e3", "--batch_size takes a whole number, got"),
     ("batch_size", "none", "--batch_size takes a whole number, got 'none'"),
     ("image_size", "big", "--image_size takes a whole number, got 'big'"),
     ("lr", "fast", "--lr takes a number, got 'fast'"),
@@ -140,17 +284,16 @@ def test_a_wrong_type_or_range_is_refused_from_a_flag_and_from_yaml(yaml_file, n
 
 
 @pytest.mark.parametrize("line, words", [
-    ("batch_size: true", "--batch_size takes a whole number, got True"),
-    ("batch_size: [1, 2]", "--batch_size takes a whole number, got [1, 2]"),
-    ("batch_size: .inf", "--batch_size takes a whole number, got inf"),
-    ("batch_size:", "--batch_size takes a whole number, got None"),
-    ("lr: false", "--lr takes a number, got False"),
-    ("lr: {a: 1}", "--lr takes a number, got {'a': 1}"),
-    ("dry_run: 1", "--dry_run takes true or false, got 1"),
-    ("dry_run: 'true'", "--dry_run takes true or false, got 'true'"),
-    ("save_dir:", "--save_dir takes text, got None"),
-    ("save_dir: no", "--save_dir takes text, got False"),
-    ("save_dir: {a: 1}", "--save_dir takes text, got {'a': 1}")])
+    ("batch_size: true", "--batch_size takes a whole number, got 'true'"),
+    ("batch_size: [1, 2]", "--batch_size takes a whole number, got ['1', '2']"),
+    ("batch_size: .inf", "--batch_size takes a whole number, got '.inf'"),
+    ("batch_size: inf", "--batch_size takes a whole number, got 'inf'"),
+    ("batch_size:", "--batch_size takes a whole number, got nothing"),
+    ("lr: false", "--lr takes a number, got 'false'"),
+    ("lr: {a: 1}", "--lr takes a number, got {'a': '1'}"),
+    ("dry_run: 1", "--dry_run takes true or false, got '1'"),
+    ("save_dir:", "--save_dir takes text, got nothing"),
+    ("save_dir: {a: 1}", "--save_dir takes text, got {'a': '1'}")])
 def test_a_yaml_value_of_another_kind_is_refused(yaml_file, line, words):
     assert refusal("--config", yaml_file(line + "\n")) == words
 
@@ -188,7 +331,7 @@ def test_an_unknown_yaml_key_names_the_file_and_the_nearest(yaml_file):
     path = yaml_file("batchsize: 8\n")
     assert refusal("--config", path) == f"config {path}: unknown key 'batchsize'; the nearest is batch_size"
     assert refusal(default_file=path) == f"config {path}: unknown key 'batchsize'; the nearest is batch_size"
-    assert "unknown key 3" in refusal("--config", yaml_file("3: 8\n"))
+    assert "unknown key '3'" in refusal("--config", yaml_file("3: 8\n"))
 
 
 def test_a_missing_or_unknown_command_names_those_there_are():
@@ -206,9 +349,9 @@ def test_a_stray_word_and_a_flag_without_its_value_are_refused():
 
 
 @pytest.mark.parametrize("content, words", [
-    ("- batch_size: 8\n", "must hold `name: value` lines, found list"),
-    ("batch_size\n", "must hold `name: value` lines, found str"),
-    ("batch_size: [8\n", "is not YAML"), ("a: 1\n---\nb: 2\n", "is not YAML"), (b"\xff\xfe\x00", "is not YAML")])
+    ("- batch_size: 8\n", "must hold `name: value` lines, found a list"),
+    ("batch_size\n", "must hold `name: value` lines, found text"),
+    ("batch_size: [8\n", "is not YAML"), (b"\xff\xfe\x00", "is not YAML")])
 def test_a_yaml_file_that_is_not_a_mapping_is_refused_by_name(yaml_file, content, words):
     path = yaml_file(content)
     assert refusal("--config", path).startswith(f"config {path} {words}")
@@ -230,7 +373,9 @@ def test_require_names_the_missing_setting_and_what_it_is():
 
 @pytest.mark.parametrize("settings", [
     Recipe(), Recipe(image_dir="photos", image_size=64, batch_size=8, lr=1e-5, save_dir="a: b #c", dry_run=True),
-    Recipe(save_dir="no", image_dir="123", keep=0.0), Recipe(save_dir="none")], ids=str)
+    Recipe(save_dir="no", image_dir="123", keep=0.0), Recipe(save_dir="none"), Recipe(image_dir="null"),
+    Recipe(channels="010", save_dir="1:30", image_dir="2022-01-01"), Recipe(channels=" a\n b \t\"' #: ", save_dir="a  b" * 60),
+    Recipe(save_dir="\udcff\u4e2d", channels="\ud800\x00\x85\u2028", lr=1e300)], ids=repr)
 def test_a_dumped_config_reads_back_the_same(yaml_file, settings):
     assert parse("--config", yaml_file(config.dump(settings))) == settings
 
@@ -266,6 +411,6 @@ def test_a_user_error_ends_a_program_with_one_sentence_and_code_2(capsys):
     assert capsys.readouterr().err == "error: unknown flag --batchsize; the nearest is --batch_size\n"
 
 
-@pytest.mark.parametrize("value, expected", [("auto", None), ("none", None), ("16", 16)])
+@pytest.mark.parametrize("value, expected", [("auto", None), (None, None), ("16", 16)])
 def test_what_is_chosen_automatically_when_left_out_can_be_asked_for_by_name(value, expected):
     assert config.build(options.EvalSettings, {"chunk": value}).chunk == expected

@@ -241,3 +241,76 @@ def test_the_plan_of_the_published_list_says_what_sharing_saves(monkeypatch, pub
     assert re.search(r"nodes of the tree +412795\n", said)
     assert "2.9718 alone, 1.5862 shared, a factor of 1.874" in said
     assert re.search(r"shards, chunks, tasks +90, ", said) and "costs 0.17% more" in said
+
+
+# ---- outputs over inputs
+
+def copy(source, target):
+    target.write_bytes(open(source, "rb").read())
+    return target
+
+
+def test_a_list_may_be_filled_in_place_as_a_whole_and_again(tmp_path, weights, archs, undisturbed):
+    path = copy(archs, tmp_path / "s.json")
+    for _ in range(2):
+        good(call(SCRIPT, *evaluation.words(weights, path, path)))
+        assert_as_undisturbed(tmp_path, undisturbed)
+        good(call(SCRIPT, "verify", "--submission", path, "--archs", path))
+    assert "holds 4 archs (of 7) that would not be in the new file" in refusal(
+        *evaluation.words(weights, path, path, "--limit", 3))
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
+def test_an_evaluation_is_never_written_over_what_it_reads_or_what_is_no_submission(
+        tmp_path, monkeypatch, weights, archs):
+    monkeypatch.chdir(tmp_path)
+    path, own_weights = copy(archs, tmp_path / "list.json"), copy(weights, tmp_path / "weights.pdparams")
+    copy(os.path.splitext(weights)[0] + ".json", tmp_path / "weights.json")
+    os.symlink("list.json", tmp_path / "link.json")
+    copy(archs, tmp_path / "a.manifest.json")
+    (tmp_path / "notes.txt").write_text("notes")
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    for output, listed, words in (
+            ("list.json", path, "holds 5 archs (of 7)"), ("./link.json", path, "holds 5 archs (of 7)"),
+            ("weights.pdparams", path, "is also the file of --checkpoint"),
+            ("a.json", "a.manifest.json", "a.manifest.json is also the file of --archs"),
+            ("notes.txt", path, "is neither an arch list nor a submission")):
+        said = refusal(*evaluation.words(own_weights, listed, output, "--limit", 2))
+        assert words in said and "give another name" in said
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+
+
+def test_what_is_there_so_far_is_never_written_over_a_list_a_truth_or_what_is_finished(
+        tmp_path, weights, archs):
+    path = copy(archs, tmp_path / "list.json")
+    good(call(SCRIPT, *evaluation.words(weights, path, tmp_path / "s.json", "--limit", 3)))
+    status = ("status", "--output", tmp_path / "s.json", "--write")
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps({key: {**entry, "acc": 70.5} for key, entry in list(load(path).items())[:3]}))
+    assert "holds 4 archs (of 7)" in refusal(*status, path)
+    assert "accuracies from elsewhere" in refusal(*status, truth)
+    assert "is a submission that is finished" in refusal(*status, tmp_path / "s.json")
+    for _ in range(2):
+        good(call(SCRIPT, *status, tmp_path / "so_far.json"))
+
+
+def test_score_and_plot_are_never_written_over_what_is_no_score_or_plot(tmp_path, monkeypatch, undisturbed):
+    monkeypatch.chdir(tmp_path)
+    copy(undisturbed / "s.json", tmp_path / "s.json")
+    rising = {key: {**entry, "acc": 50 + place} for place, (key, entry) in enumerate(load("s.json").items())}
+    (tmp_path / "t.json").write_text(json.dumps(rising))
+    os.link("t.json", "hard.md")
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    score = ("score", "--submission", "s.json", "--truth", "t.json")
+    (tmp_path / "s.json").write_text(json.dumps({key: {**entry, "acc": 2 * entry["acc"] - 60}
+                                                 for key, entry in rising.items()}))
+    for words, said in ((("--report", "s.json"), "also the file of --submission"),
+                        (("--report", "hard.md"), "also the file of --truth"),
+                        (("--plot", "./t.json"), "also the file of --truth"),
+                        (("--report", "new.png", "--plot", "new.png"), "also the file of --plot"),
+                        (("--report", "notes.md"), "is not a score sheet"),
+                        (("--plot", "notes.md"), "is not a PNG file")):
+        assert said in refusal(*score, *words)
+    for _ in range(2):
+        good(call(SCRIPT, *score, "--report", "new.md", "--plot", "new.png"))
+    assert (tmp_path / "notes.md").read_text() == "# Notes\n" and load("t.json") == rising

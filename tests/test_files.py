@@ -248,3 +248,59 @@ while done < 100:
     workers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / ".lock")], cwd=ROOT) for _ in range(3)]
     assert [worker.wait(600) for worker in workers] == [0, 0, 0]
     assert os.listdir(tmp_path) == []
+
+
+# ---- require_output, beside
+
+def paths_to(folder, name):
+    """The file under other names: as it is, relative, by a link to it and by a link to its folder."""
+    os.symlink(folder / name, folder / "link.json")
+    os.link(folder / name, folder / "hard.json")
+    os.symlink(folder, folder / "other")
+    return [str(folder / name), name, os.path.join(".", name), "link.json", "hard.json", os.path.join("other", name)]
+
+
+def test_an_output_may_not_be_an_input_under_any_of_its_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("{}")
+    for path in paths_to(tmp_path, "list.json"):
+        with pytest.raises(UserError, match=r"^--output .* is also the file of --archs, which would be lost"):
+            files.require_output("--output", path, {"--checkpoint": None, "--archs": "list.json"})
+    files.require_output("--output", "new.json", {"--archs": "list.json"})
+
+
+def test_two_outputs_that_are_not_there_yet_may_not_be_one_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--report a.png is also the file of --plot"):
+        files.require_output("--report", "a.png", {"--plot": str(tmp_path / "a.png")})
+
+
+def test_an_output_that_is_there_is_replaced_unless_there_is_a_reason_to_keep_it(tmp_path):
+    path = tmp_path / "list.json"
+    files.require_output("--output", str(path), {}, lambda path: "is never asked")
+    path.write_text("{}")
+    files.require_output("--output", str(path), {}, lambda path: None)
+    with pytest.raises(UserError, match="list.json is a truth; give another name, or move that file away$"):
+        files.require_output("--output", str(path), {}, lambda path: "is a truth")
+    with pytest.raises(UserError, match="it is a folder"):
+        files.require_output("--output", str(tmp_path), {})
+
+
+def test_what_belongs_to_a_file_has_a_name_of_its_own():
+    assert files.beside("out/sub.json", ".manifest.json") == "out/sub.manifest.json"
+    names = ("sub", "sub.v1.0", "sub.v1.1", "sub.txt", "out.d/sub", ".json.x")
+    assert len({files.beside(name, ".journal") for name in names}) == len(names)
+    assert files.beside("sub.v1.0.json", ".journal") == files.beside("sub.v1.0", ".journal") == "sub.v1.0.journal"
+
+
+@pytest.mark.parametrize("name, words", [("a\0b", "cannot read list"), ("x" * 5000, "cannot read list")])
+def test_a_name_that_no_file_can_have_is_not_called_a_number(name, words):
+    with pytest.raises(UserError) as caught:
+        files.read_json(name, "list")
+    assert str(caught.value).startswith(words) and "number" not in str(caught.value)
+    assert "\0" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_a_byte_order_mark_is_no_json_and_is_passed_over(tmp_path):
+    (tmp_path / "list.json").write_bytes(b"\xef\xbb\xbf{}")
+    assert files.read_json(str(tmp_path / "list.json"), "list") == {}

@@ -143,7 +143,8 @@ def test_sample_says_what_it_wrote(tmp_path, capsys):
 
 def test_a_list_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "list.json"
-    path.write_text("old")
+    main(["sample", "5", "--output", str(path)])
+    old = path.read_text()
 
     def stopped(*_, **__):
         raise KeyboardInterrupt
@@ -151,7 +152,22 @@ def test_a_list_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
     monkeypatch.setattr("json.dump", stopped)
     with pytest.raises(KeyboardInterrupt):
         main(["sample", "5", "--output", str(path)])
-    assert os.listdir(tmp_path) == ["list.json"] and path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["list.json"] and path.read_text() == old
+
+
+@pytest.mark.parametrize("there", ["a list of another seed", "old", "\x00"])
+def test_a_list_is_never_written_over_another_file(tmp_path, monkeypatch, there):
+    path = tmp_path / "list.json"
+    path.write_text(there)
+    if there == "a list of another seed":
+        path.unlink()
+        main(["sample", "5", "--seed", "1", "--output", str(path)])
+    old = path.read_bytes()
+    os.symlink("list.json", tmp_path / "link.json")
+    monkeypatch.chdir(tmp_path)
+    for name in (str(path), "list.json", "./link.json"):
+        assert "is there already and is another file" in refusal("sample", "5", "--output", name)
+    assert path.read_bytes() == old
 
 
 # ---- refusals

@@ -229,7 +229,7 @@ def test_resolved_settings_with_stages_read_back_the_same(yaml_file):
 
 
 @pytest.mark.parametrize("text, sentence", [
-    ("stages: 3\n", "--stages is a list of mappings in a YAML file, got 3"),
+    ("stages: 3\n", "--stages is a list of mappings in a YAML file, got '3'"),
     ("stages: [3]\n", "--stages is a list of mappings in a YAML file"),
     ("stages: [{epoch: 3}]\n", "stages, item 1: unknown key 'epoch'; the nearest is epochs"),
     ("stages: [{epochs: 2}, {epochs: 0}]\n", "--epochs must be more than 0, got 0.0"),

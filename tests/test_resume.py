@@ -226,3 +226,37 @@ def test_a_stop_says_how_to_go_on(tmp_path, capsys):
     assert checkpoints(tmp_path) == [4]
     assert f"stopped by SIGTERM after step 4 of 12; everything is in {tmp_path}, the same command with --resume auto" \
         in capsys.readouterr().out
+
+
+# ---- another length
+
+def lines(capsys, words):
+    return [line for line in capsys.readouterr().out.splitlines() if words in line]
+
+
+def test_a_longer_run_says_what_becomes_of_the_learning_rate(tmp_path, capsys):
+    config = dataclasses.replace(settings(tmp_path), log_freq=1, warmup=0.0)
+    fit(STANDALONE, config, stop_after=8)
+    assert not lines(capsys, "note: ")
+    fit(STANDALONE, dataclasses.replace(config, max_epoch=8))
+    (note,) = lines(capsys, "note: ")
+    assert "--max_epoch was 2 and is now 8" in note and "what 8 epochs from the beginning give" in note
+    now, then = map(float, re.search("learning rate is (.*) where it would have been (.*?);", note).groups())
+    assert now > then > 0
+    fit(STANDALONE, dataclasses.replace(config, max_epoch=8))
+    assert not lines(capsys, "note: ")
+
+
+def test_a_schedule_that_does_not_depend_on_the_length_goes_on_without_a_word(tmp_path, capsys):
+    config = dataclasses.replace(settings(tmp_path), schedule="step", warmup=0.0)
+    fit(STANDALONE, config, stop_after=8)
+    fit(STANDALONE, dataclasses.replace(config, max_epoch=3))
+    assert not lines(capsys, "note: ")
+
+
+def test_a_run_is_not_shortened_to_less_than_it_has_been_trained(tmp_path):
+    config = stopped_run(tmp_path)
+    before = content(tmp_path)
+    with pytest.raises(UserError, match="--max_epoch 1 ends at step 6, and this has been trained to step 8; a larger"):
+        fit(STANDALONE, dataclasses.replace(config, max_epoch=1))
+    assert content(tmp_path) == before

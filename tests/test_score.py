@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from resnet48.ranking import measured
 from resnet48.ranking import score as scoring
 from resnet48.space.arch import FULL, PUBLISHED, ArchConfig
 from resnet48.system.errors import UserError
@@ -361,3 +362,72 @@ def test_plot_elsewhere_than_in_a_png_is_refused_and_nothing_is_written(tmp_path
     with pytest.raises(UserError, match="plot.png"):
         scoring.plot(result, str(tmp_path / "file" / "plot.png"))
     assert sorted(os.listdir(tmp_path)) == ["file", "s.json", "t.json"]
+
+
+# What was measured
+
+
+def test_a_truth_that_is_filled_in_partly_scores_like_the_filled_part_alone(tmp_path):
+    codes = [arch.code for arch in archs(60)]
+    submitted, true = correlated(60)
+    ours = save(tmp_path / "s.json", codes, submitted)
+    part = scoring.score(ours, save(tmp_path / "part.json", codes[:24], true[:24]), resamples=RESAMPLES)
+    result = scoring.score(ours, save(tmp_path / "t.json", codes, [*true[:24], *[0] * 36]), resamples=RESAMPLES)
+    assert result.agreements == part.agreements and result.n == 24 and result.truth.unmeasured == 36
+    text = scoring.report_markdown(result)
+    assert "t.json`, 24 archs" in text and "36 more hold the list's own 0 and are left out as not measured" in text
+    assert "own 0" not in scoring.report_markdown(part)
+
+
+@pytest.mark.parametrize("accuracies, zeros_are_measured", [
+    ([71.2, 70.4, 72.0, 0, 0], False), ([0.712, 0.704, 0.72, 0, 0], False), ([40, 90, 60, 55, 70, 0], False),
+    ([10, 90, 88, 91, 89, 0], False),  # one net that never learned is not a reason to believe the zeros
+    ([6.25, 12.5, 0, 18.75, 31.25, 0], True), ([0.1, 0.2, 0.4, 0.9, 0], True), ([0, 0, 0], True), ([0, 1, 3], True)])
+def test_zero_is_a_measurement_only_among_values_that_reach_down_to_it(accuracies, zeros_are_measured):
+    kept = measured.is_measured(accuracies)
+    assert kept.tolist() == [accuracy > 0 or zeros_are_measured for accuracy in accuracies]
+
+
+def test_zeros_that_count_are_told(tmp_path):
+    result = compare(tmp_path, [61, 62, 63, 64, 66], [6.25, 12.5, 0, 18.75, 31.25])
+    assert result.n == 5 and "; 1 of 0 are counted as measured" in scoring.report_markdown(result)
+
+
+def test_too_few_measured_archs_are_refused_with_what_was_left_out(tmp_path):
+    codes = [arch.code for arch in archs(9)]
+    ours, theirs = save(tmp_path / "s.json", codes, range(50, 59)), save(tmp_path / "t.json", codes, [70, 71, *[0] * 7])
+    assert "(2 archs, 7 more with the list's own 0) share 2" in refusal(ours, theirs)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_fractions_and_percent_in_one_file_are_refused_naming_both(tmp_path, side):
+    codes, percent = [arch.code for arch in archs(5)], [70, 71, 72, 73, 74]
+    files = [save(tmp_path / name, codes, percent) for name in ("s.json", "t.json")]
+    save(tmp_path / ("s.json", "t.json")[side], codes, [70, 71, 0.72, 0.73, 74])
+    message = refusal(*files)
+    assert files[side] in message and "mixes fractions and percent" in message
+    assert "'arch2' has 0.72 and 'arch0' 70 (2 of 5 are fractions)" in message
+
+
+@pytest.mark.parametrize("accuracies", [[0.5, 0.75, 1.25, 2.5], [0.1, 68, 70, 72], [1.0, 68, 70, 72], [0.9, 1.0, 0.8]])
+def test_small_percentages_and_nets_at_chance_are_not_taken_for_fractions(accuracies):
+    measured.require_one_unit(accuracies, "abcd", "truth t.json")
+
+
+def test_accuracies_that_differ_by_rounding_only_are_tied(tmp_path):
+    mean = (69.9 + 70.0 + 70.4) / 3
+    assert mean != 70.1
+    submitted, true = [62, 59, *[60, 61] * 5], np.array([71, 69, *[70.1, mean] * 5])
+    noisy, clean = compare(tmp_path, submitted, true), compare(tmp_path, submitted, true.round(6))
+    assert noisy.truth.tied_pairs == clean.truth.tied_pairs == 45
+    for row, other in zip(noisy.agreements, clean.agreements):
+        assert values(row) == pytest.approx(values(other))
+    nearly = compare(tmp_path, submitted, true + 1e-6 * np.arange(12))
+    assert nearly.truth.tied_pairs == 0
+
+
+def test_a_chain_of_values_that_are_each_close_to_the_next_is_one_tie():
+    chain = 70 * (1 + 5e-10 * np.arange(4))
+    assert set(measured.without_rounding(chain[[2, 0, 3, 1]])) == {70.0}
+    assert measured.without_rounding(np.array([0.0, 1e-12])).tolist() == [0.0, 1e-12]
+    assert measured.without_rounding(np.array([])).tolist() == []

@@ -204,6 +204,18 @@ def test_the_truth_resumes_with_the_archs_that_are_not_done(tmp_path, photos):
     assert list(load(tmp_path / "truth.json")) == ["arch1", "arch2"] and load(tmp_path / "truth.json")["arch1"] == first
 
 
+def test_a_truth_is_never_written_over_another_truth_or_over_more_archs(tmp_path, photos):
+    archs = write_list(tmp_path / "archs.json", SMALLEST, "1" + LARGEST)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"arch1": {"acc": 70.5, "arch": SMALLEST}}))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    words = ("truth", "--archs", archs, "--image_dir", photos, *SMALL, "--save_dir", tmp_path / "runs", "--limit", 1)
+    for path, said in ((archs, "holds 1 archs (of 2)"), (other, "accuracies from elsewhere, such as a truth")):
+        ended = call("pretrain.py", *words, "--truth", path)
+        assert ended.code == 2 and said in ended.err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 # ---- evaluation, and what follows
 
 def test_a_submission_has_the_keys_order_and_codes_of_the_list_and_the_counts_beside_it_agree(
@@ -269,6 +281,11 @@ def test_an_exported_subnet_gives_the_logits_of_the_calibrated_subnet(tmp_path, 
     from resnet48.training import checkpoint
     good(call("eval_supernet.py", "export", "--checkpoint", supernet, "--arch", SMALLEST, "--image_dir", photos,
               "--image_size", 32, "--calib_images", 8, "--output", tmp_path / "subnet"))
+    words = ("export", "--checkpoint", supernet, "--arch", SMALLEST, "--image_dir", photos, "--calib_images", 8)
+    write_list(tmp_path / "list.json", SMALLEST)
+    ended = call("eval_supernet.py", *words, "--output", tmp_path / "list")
+    assert ended.code == 2 and "list.json is there already and is not part of an exported model" in ended.err
+    good(call("eval_supernet.py", *words, "--output", tmp_path / "subnet"))  # an exported model may be written again
     net = checkpoint.build_supernet(checkpoint.load(supernet))
     subnet = supernets.extract(net, ArchConfig.parse(SMALLEST, net.space))
     evaluation.calibrate_alone(subnet, evaluation.calibration_images(datasets.load(photos, 32), 8, seed=0))

@@ -26,6 +26,7 @@ case "$*" in
     *version_info*) [ ! -f "$here/old" ]; exit ;;
 esac
 echo "${0##*/} $*" >> "$CALLS"
+[ -z "$SEEN" ] || echo "${CUDA_VISIBLE_DEVICES-unset} $*" >> "$SEEN"
 case "$*" in
     "-m venv "*)
         [ ! -f "$here/without_venv" ] || { echo "ensurepip is not available" >&2; exit 1; }
@@ -239,10 +240,10 @@ def test_with_data_and_a_list_the_real_thing_runs_on_all_gpus(equipped):
     assert (code, errors) == (0, "")
     training, *rest = equipped.calls()
     assert "-m paddle.distributed.launch --gpu 0,1,2,3 train_supernet.py run --config configs/sandwich.yaml" in training
-    assert "--image_dir /data/my images" in training and "--pretrained resnet48.pdparams" in training
+    assert "--image_dir /data/my images" in training and f"--pretrained {equipped.bin}/resnet48.pdparams" in training
     assert steps(rest) == ["eval_supernet.py run", "eval_supernet.py verify"]
     assert "-m paddle.distributed.launch --gpu 0,1,2,3 eval_supernet.py run" in rest[0]
-    assert "--archs list.json" in rest[0] and "--image_dir /data/my images" in rest[0]
+    assert f"--archs {equipped.bin}/list.json" in rest[0] and "--image_dir /data/my images" in rest[0]
     equipped.run("train_supernet.sh", **{**data, "GPU_COUNT": "1", "TRUTH": "truth.json"})
     calls = equipped.calls()
     assert "paddle.distributed.launch" not in calls[0] and steps(calls)[-1] == "eval_supernet.py score"
@@ -289,3 +290,76 @@ def test_a_launcher_that_sigterm_has_ended_counts_as_stopped(equipped):
     code, said, _ = equipped.run("train_supernet.sh", GPU_COUNT="2")
     assert code == 75 and said.splitlines()[-1] == "stopped; the same command resumes"
     assert steps(equipped.calls()) == ["train_supernet.py run"]
+
+
+# ---- which GPUs
+
+@pytest.mark.parametrize("variables, seen, launched", [
+    ({}, "unset", "0,1,2,3"), ({"GPUS": "3"}, "3", None), ({"GPUS": "1,2"}, "1,2", "1,2"),
+    ({"GPUS": " 1, 2"}, "1,2", "1,2"), ({"CUDA_VISIBLE_DEVICES": "2,3"}, "2,3", "2,3"),
+    ({"CUDA_VISIBLE_DEVICES": "3"}, "3", None), ({"CUDA_VISIBLE_DEVICES": ""}, "", None),
+    ({"CUDA_VISIBLE_DEVICES": "-1"}, "-1", None), ({"GPUS": "0,1", "CUDA_VISIBLE_DEVICES": "2,3"}, "0,1", "0,1"),
+    ({"GPUS": "1", "CUDA_VISIBLE_DEVICES": ""}, "1", None)], ids=str)
+def test_every_program_uses_the_gpus_that_were_chosen_and_no_other(equipped, variables, seen, launched):
+    equipped.install("nvidia-smi", NVIDIA_SMI)
+    record = equipped.bin / "seen"
+    code, _, errors = equipped.run("train_supernet.sh", GPU_COUNT="4", SEEN=str(record), **variables)
+    assert (code, errors) == (0, "")
+    for line in record.read_text().splitlines():
+        visible, _, words = line.partition(" ")
+        assert visible == seen
+        if "train_supernet.py" in words or "eval_supernet.py run" in words:
+            assert words.startswith(f"-m paddle.distributed.launch --gpu {launched} " if launched else "") and (
+                ("paddle.distributed.launch" in words) == bool(launched))
+            # Asked for by name, a GPU that is not there is an error and not a slow run on the CPU.
+            assert ("--device gpu" in words) == ("GPUS" in variables)
+
+
+def test_words_for_the_training_win_over_the_device_that_gpus_implies(equipped):
+    equipped.run("train_supernet.sh", "--device", "cpu", GPUS="3")
+    training = equipped.calls()[0]
+    assert training.index("--device gpu") < training.index("--device cpu")
+
+
+# ---- from another folder
+
+def test_relative_paths_are_those_of_the_folder_it_is_called_from(equipped):
+    (equipped.bin / "mine.yaml").touch()
+    given = {"IMAGE_DIR": "my images", "ARCHS": "list.json", "TRUTH": "./truth.json", "OUTPUT": "out",
+             "PRETRAINED": "../weights.pdparams", "CONFIG": "mine.yaml", "PYTHON": "./python3"}
+    code, said, errors = equipped.run("train_supernet.sh", **given)
+    assert (code, errors) == (0, "")
+    training, *rest = equipped.calls()
+    here = equipped.bin
+    assert f"--config {here}/mine.yaml --save_dir {here}/out/train" in training
+    assert f"--image_dir {here}/my images --pretrained {here}/../weights.pdparams" in training
+    assert all(f"--image_dir {here}/my images" in call for call in rest if "eval_supernet.py run" in call)
+    assert f"--archs {here}/list.json" in rest[0] and f"--truth {here}/./truth.json" in rest[-1]
+    assert (here / "out").is_dir()
+
+
+def test_what_is_only_in_the_project_is_taken_from_there(equipped):
+    (equipped.tree / "configs").mkdir()
+    (equipped.tree / "configs" / "uniform.yaml").touch()
+    assert equipped.run("train_supernet.sh", CONFIG="configs/uniform.yaml")[0] == 0
+    training = equipped.calls()[0]
+    assert "--config configs/uniform.yaml --save_dir output/digits/train" in training
+    assert (equipped.tree / "output" / "digits").is_dir()
+    (equipped.tree / "list.json").touch()  # as in the time when all paths were those of the project
+    assert equipped.run("train_supernet.sh", ARCHS="list.json", OUTPUT="output/digits")[0] == 0
+    training, evaluation, *_ = equipped.calls()
+    assert "--archs list.json" in evaluation and "--save_dir output/digits/train" in training
+
+
+def test_a_checkout_has_unix_line_ends_whatever_git_is_told(tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    shutil.copy(os.path.join(ROOT, ".gitattributes"), tree)
+    for name in SCRIPTS:
+        os.makedirs(os.path.dirname(tree / name), exist_ok=True)
+        shutil.copy(os.path.join(ROOT, name), tree / name)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a", "-c", "core.autocrlf=true"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"], ["clone", "-q", ".", str(tmp_path / "copy")]):
+        subprocess.run([*git, *words], cwd=tree, check=True, capture_output=True)
+    for name in SCRIPTS:
+        assert b"\r" not in (tmp_path / "copy" / name).read_bytes()

@@ -381,3 +381,74 @@ def test_reading_and_scoring_import_neither_paddle_nor_pyplot():
     code = "import sys, resnet48.ranking.submission, resnet48.ranking.score\n" \
            "assert not {'paddle', 'matplotlib.pyplot'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# What may be replaced
+
+
+def reason(road, *, kept=3, **options):
+    return submission.reason_to_keep(road.submission, [entry.arch for entry in
+                                                       submission.read_list(road.list)[:kept]], **options)
+
+
+def test_a_list_without_accuracies_is_filled_in_place_as_a_whole_or_not_at_all(tmp_path):
+    path = save(tmp_path / "list.json", form())
+    archs = [entry.arch for entry in submission.read_list(path)]
+    assert submission.reason_to_keep(path, archs) is None
+    assert "holds 1 archs (of 3) that would not be in the new file" in submission.reason_to_keep(path, archs[:2])
+
+
+def test_a_complete_submission_is_replaced_by_one_of_all_its_archs_only(road):
+    assert reason(road) is None
+    assert "holds 2 archs (of 3)" in reason(road, kept=1)
+    assert reason(road, finished_too=True) == "is a submission that is finished"
+
+
+def test_a_partial_submission_is_replaced_by_any_other(road):
+    road.state(partial=True)
+    assert reason(road, kept=1) is None
+
+
+def test_accuracies_from_elsewhere_are_not_replaced(road):
+    os.unlink(submission.manifest_path(road.submission))
+    assert "accuracies from elsewhere" in reason(road)
+    submission.write_counts(road.submission, submission.read_list(road.list), [(1, 1), (2, 2), (3, 3)], 10)
+    assert "accuracies from elsewhere" in reason(road)  # counts of another submission
+    for made_here, expected in ((True, None), (False, "is there already and holds accuracies from elsewhere, such as "
+                                                      "a truth")):
+        assert reason(road, made_by=lambda arch: made_here) == expected
+
+
+def test_what_counts_beside_it_belong_to_was_written_by_an_evaluation(tmp_path):
+    entries = submission.read_list(save(tmp_path / "list.json", form()))
+    path, codes = str(tmp_path / "so_far.json"), [[entry.key, entry.code] for entry in entries]
+    submission.write_partial(path, codes, [(1, 2), (3, 3), (0, 9)], 32, 60)
+    assert submission.reason_to_keep(path, [entry.arch for entry in entries], finished_too=True) is None
+    save(tmp_path / "so_far.json", form((50.0, 60.0, 70.0)))
+    assert "accuracies from elsewhere" in submission.reason_to_keep(path, [entry.arch for entry in entries])
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "text", "\x00", {"arch1": {"acc": 1.0, "arch": "12"}}])
+def test_what_is_no_list_is_not_replaced(tmp_path, content):
+    path = save(tmp_path / "file", content)
+    assert submission.reason_to_keep(path, []) == "is there already and is neither an arch list nor a submission"
+
+
+# Dotted names
+
+
+def test_submissions_with_dotted_names_have_manifests_and_counts_of_their_own(tmp_path):
+    names = [str(tmp_path / name) for name in ("sub", "sub.v1.0", "sub.v1.1", "sub.v1.1.json.part")]
+    assert len({beside for name in names for beside in submission.side_files(name)}) == 8
+
+
+def test_a_manifest_that_an_earlier_version_wrote_under_a_shorter_name_is_found_by_its_own_submission(road):
+    first, second = (str(road.folder / name) for name in ("sub.v1.0", "sub.v1.1"))
+    for path in (first, second):
+        with open(road.submission, "rb") as old, open(path, "wb") as new:
+            new.write(old.read() + b" " * (path == second))
+    os.rename(submission.manifest_path(road.submission), road.folder / "sub.v1.manifest.json")
+    assert submission.manifest_path(first) == str(road.folder / "sub.v1.manifest.json")
+    assert submission.verify(first, road.list) == []
+    assert submission.manifest_path(second) == str(road.folder / "sub.v1.1.manifest.json")
+    assert "there is no manifest" in submission.verify(second, road.list)[0]

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from ..space import arch_list
 from ..space.arch import FULL, SearchSpace
 from ..system import files
-from ..system.errors import UserError
+from ..system.errors import UserError, shown
+from . import measured
 
 FEWEST = 3  # archs that submission and truth must share
 FEW = 30  # archs under which a reader is warned that intervals are wide
@@ -50,15 +50,19 @@ class Agreement(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """One of the two files: how many archs it holds, and its accuracies as written for those in both, float64 [n].
+    """One of the two files: how many archs it has measured, and its accuracies for those in both, float64 [n].
 
-    tied_pairs: pairs of these with equal accuracies.
+    These are as written, but for those made equal that differ by rounding only. tied_pairs: pairs of equal ones.
+    unmeasured: how many more archs the file holds with the list's own 0, see `measured.is_measured`. zeros: how many
+    accuracies of 0 were taken for measurements.
     """
 
     path: str
     archs: int
     accuracies: np.ndarray
     tied_pairs: int
+    unmeasured: int
+    zeros: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,8 @@ def score(submission: str, truth: str, space: SearchSpace = FULL, image_size: in
     resamples: of the bootstrap over archs (Efron 1979, percentile intervals); by default 1000, fewer from 5,000 archs.
     The same resamples serve all rows, so that the margin's interval compares like with like.
     Correlations: Pearson; Kendall 1945, tau-b, which allows for ties; Spearman, on average ranks.
-    Raises `UserError` for malformed files, fewer than 3 shared archs, accuracies that are outside 0..100 or all equal.
+    Raises `UserError` for malformed files, fewer than 3 shared archs, accuracies that are outside 0..100, of two units
+    in one file, or all equal.
     """
     archs, ours, theirs = _join(submission, truth, space)
     if resamples is None:
@@ -122,8 +127,8 @@ def report_markdown(result: Score) -> str:
     lines = [
         "# Score",
         "",
-        f"- submission: `{ours.path}`, {ours.archs} archs, {_spread(ours)}",
-        f"- truth: `{theirs.path}`, {theirs.archs} archs, {_spread(theirs)}",
+        f"- submission: `{ours.path}`, {ours.archs} archs, {_spread(ours)}{_zeros(ours)}",
+        f"- truth: `{theirs.path}`, {theirs.archs} archs, {_spread(theirs)}{_zeros(theirs)}",
         f"- n = {result.n} archs in both, joined on the arch code; {ours.archs - result.n} of the submission have no "
         f"truth, {theirs.archs - result.n} of the truth are not in the submission",
         f"- tied pairs, of {result.n * (result.n - 1) // 2}: {ours.tied_pairs} in the submission, "
@@ -158,13 +163,23 @@ def conclusion(result: Score) -> str:
             f"{_shown(result.margin, '+')}, which {'excludes' if certain else 'includes'} zero.")
 
 
+def reason_to_keep_report(path: str) -> str | None:
+    """Why the file at `path` must not be replaced by a score sheet, as the end of a sentence; None if it may."""
+    return _reason_to_keep(path, b"# Score\n", "is there already and is not a score sheet")
+
+
+def reason_to_keep_plot(path: str) -> str | None:
+    """The same for a plot."""
+    return _reason_to_keep(path, b"\x89PNG\r\n", "is there already and is not a PNG file")
+
+
 def plot(result: Score, path: str) -> None:
     """Draw accuracies (left) and ranks (right) of submission over truth into a PNG file, whole or not at all.
 
     Raises `UserError` where `path` does not end in .png or cannot be written.
     """
     if os.path.splitext(path)[1].lower() != ".png":
-        raise UserError(f"the plot is a PNG file, so its name must end in .png; got {path}")
+        raise UserError(f"the plot is a PNG file, so its name must end in .png; got {shown(path)}")
     row = result.agreement(SUPERNET)
     pearson = f"{'−' if row.inverted else ''}{row.pearson.value:.3f}"
     figure = Figure(figsize=(10.4, 5.2), layout="constrained")
@@ -190,36 +205,37 @@ def plot(result: Score, path: str) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
+def _reason_to_keep(path, beginning, reason):
+    try:
+        with open(path, "rb") as file:
+            return None if file.read(len(beginning)) in (beginning, b"") else reason
+    except OSError as error:
+        return f"is there already and cannot be read ({error.strerror})"
+
+
 def _join(submission, truth, space):
-    """The archs that both files hold, in the submission's order, and the `Ranking` of both files."""
-    our_archs, our_accuracies = _read_accuracies(submission, "submission", space)
-    their_archs, their_accuracies = _read_accuracies(truth, "truth", space)
-    position = {arch.code: i for i, arch in enumerate(their_archs)}
-    pairs = [(i, position[arch.code]) for i, arch in enumerate(our_archs) if arch.code in position]
-    if len(pairs) < FEWEST:
-        raise UserError(f"submission {submission} ({len(our_archs)} archs) and truth {truth} ({len(their_archs)} "
-                        f"archs) share {len(pairs)}; a ranking needs at least {FEWEST}")
-    ours = _ranking(submission, "submission", our_accuracies, [i for i, _ in pairs])
-    theirs = _ranking(truth, "truth", their_accuracies, [j for _, j in pairs])
-    return [our_archs[i] for i, _ in pairs], ours, theirs
+    """The archs that both files have measured, in the submission's order, and the `Ranking` of both files."""
+    ours, theirs = measured.read(submission, "submission", space), measured.read(truth, "truth", space)
+    shared = [code for code in ours.accuracies if code in theirs.accuracies]
+    if len(shared) < FEWEST:
+        raise UserError(f"submission {shown(submission)} ({_counted(ours)}) and truth {shown(truth)} "
+                        f"({_counted(theirs)}) share {len(shared)}; a ranking needs at least {FEWEST}")
+    return [ours.archs[code] for code in shared], _ranking(ours, shared), _ranking(theirs, shared)
 
 
-def _read_accuracies(path, what, space):
-    entries, accuracies = arch_list.read_accuracies(path, what, space)
-    for entry, accuracy in zip(entries, accuracies):
-        if not 0 <= accuracy <= 100:
-            raise UserError(f"{what} {path}, key {entry.key!r}: `acc` is {accuracy}, "
-                            f"allowed is 0..100 (percent) or 0..1 (fractions)")
-    return [entry.arch for entry in entries], accuracies
+def _counted(found):
+    more = f", {found.unmeasured} more with the list's own 0" if found.unmeasured else ""
+    return f"{len(found.archs)} archs{more}"
 
 
-def _ranking(path, what, accuracies, shared):
-    values = np.array(accuracies, dtype="float64")[shared]
+def _ranking(found, shared):
+    values = measured.without_rounding(np.array([found.accuracies[code] for code in shared], dtype="float64"))
     if np.ptp(values) == 0:
-        raise UserError(f"{what} {path}: all {len(values)} archs that both files hold have the accuracy {values[0]}, "
-                        f"which ranks nothing; accuracies must differ")
+        raise UserError(f"{found.what} {shown(found.path)}: all {len(values)} archs that both files hold have the "
+                        f"accuracy {values[0]}, which ranks nothing; accuracies must differ")
     counts = np.unique(values, return_counts=True)[1]
-    return Ranking(path, len(accuracies), values, int((counts * (counts - 1) // 2).sum()))
+    return Ranking(found.path, len(found.archs), values, int((counts * (counts - 1) // 2).sum()), found.unmeasured,
+                   found.zeros)
 
 
 def _correlations(table):
@@ -274,6 +290,13 @@ def _spread(ranking):
     values = ranking.accuracies
     return (f"accuracies {values.min():.4g} to {values.max():.4g} ({_unit(values)}), "
             f"standard deviation {values.std(ddof=1):.2g}")
+
+
+def _zeros(ranking):
+    """What was made of accuracies of 0."""
+    if ranking.unmeasured:
+        return f"; {ranking.unmeasured} more hold the list's own 0 and are left out as not measured"
+    return f"; {ranking.zeros} of 0 are counted as measured" if ranking.zeros else ""
 
 
 def _scatter(axes, x, y):

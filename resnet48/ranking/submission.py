@@ -7,12 +7,14 @@ made of.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ..space.arch import FULL, SearchSpace
-from ..space.arch_list import Entry, entry_problem, json_kind, read_list, read_object
+from ..space.arch import FULL, ArchConfig, SearchSpace
+from ..space.arch_list import Entry, entry_problem, json_kind, read_accuracies, read_list, read_object
 from ..system import files
-from ..system.errors import UserError
+from ..system.errors import UserError, quoted, shown
+
+COUNTS, MANIFEST = ".counts.json", ".manifest.json"
 
 
 def write_accuracies(path: str, entries: Sequence[Entry], accuracies: Sequence[float]) -> None:
@@ -27,21 +29,21 @@ def write_accuracies(path: str, entries: Sequence[Entry], accuracies: Sequence[f
     content = {}
     for (key, code, _), accuracy in zip(entries, accuracies):
         if not 0 <= accuracy <= 100:  # also catches NaN
-            raise ValueError(f"the accuracy of {key!r} is {accuracy}, allowed is 0..100 percent")
+            raise ValueError(f"the accuracy of {quoted(key)} is {accuracy}, allowed is 0..100 percent")
         if key in content:
-            raise ValueError(f"the key {key!r} occurs twice among the entries")
+            raise ValueError(f"the key {quoted(key)} occurs twice among the entries")
         content[key] = {"acc": float(accuracy), "arch": code}
     files.write_json(path, content)
 
 
 def write_counts(submission: str, entries: Sequence[Entry], counts: Sequence[tuple[int, int]], images: int) -> None:
-    """Keep the counts behind a submission beside it, as `<submission>.counts.json`: hits in `images` images.
+    """Keep the counts behind a submission, hits in `images` images, beside it: `out/best.counts.json` for `out/best.json`.
 
     counts: (top-1, top-5) per entry.
     """
     content = {entry.key: {"arch": entry.code, "top1": int(top1), "top5": int(top5)}
                for entry, (top1, top5) in zip(entries, counts)}
-    files.write_json(os.path.splitext(submission)[0] + ".counts.json", {"images": images, "counts": content})
+    files.write_json(files.beside(submission, COUNTS), {"images": images, "counts": content})
 
 
 def write_submission(path: str, arch_list: str, checkpoint: str, entries: Sequence[Entry], chosen: Sequence[Entry],
@@ -54,8 +56,8 @@ def write_submission(path: str, arch_list: str, checkpoint: str, entries: Sequen
     """
     accuracies = [100 * int(top1) / images for top1, _ in counts]
     partial = len(chosen) < len(entries)
+    write_counts(path, chosen, counts, images)  # first, so that a submission is never there without
     write_accuracies(path, chosen, accuracies)
-    write_counts(path, chosen, counts, images)
     write_manifest(path, arch_list, checkpoint, archs=len(chosen), partial=partial, val_images=images,
                    unfinished=unfinished, **about)
     return (f"wrote {path}: {len(chosen)} archs on {images} images, top-1 {min(accuracies):.2f} to "
@@ -74,15 +76,59 @@ def write_partial(path: str, codes: Sequence[list], counts: Sequence[tuple[int, 
     """
     if not images:
         raise UserError("no chunk of images is done for all archs yet, so there is nothing to write")
-    write_accuracies(path, [Entry(key, code, None) for key, code in codes],
-                     [100 * int(top1) / images for top1, _ in counts])
+    entries = [Entry(key, code, None) for key, code in codes]
+    write_counts(path, entries, counts, images)
+    write_accuracies(path, entries, [100 * int(top1) / images for top1, _ in counts])
     state = f"UNFINISHED: on {images} of {planned} images so far" if images < planned else f"on all {images} images"
     return f"wrote {path}: {len(codes)} archs, {state}"
 
 
+def side_files(submission: str) -> list[str]:
+    """What is written beside a submission: counts and manifest."""
+    return [files.beside(submission, ending) for ending in (COUNTS, MANIFEST)]
+
+
 def manifest_path(submission: str) -> str:
-    """Where the manifest of a submission lies: `out/submission.json` has `out/submission.manifest.json`."""
-    return os.path.splitext(submission)[0] + ".manifest.json"
+    """Where the manifest of a submission lies: `out/best.json` has `out/best.manifest.json`.
+
+    One that an earlier version wrote without what followed the last dot of a name, `sub.v1.manifest.json` for
+    `sub.v1.0`, is found if it is about this very submission.
+    """
+    path, earlier = files.beside(submission, MANIFEST), os.path.splitext(submission)[0] + MANIFEST
+    if path != earlier and not os.path.exists(path) and os.path.exists(submission) and _is_about(earlier, submission):
+        return earlier
+    return path
+
+
+def reason_to_keep(path: str, archs: Sequence[ArchConfig], finished_too: bool = False,
+                   made_by: Callable[[ArchConfig], bool] | None = None) -> str | None:
+    """Why the file at `path` must not be replaced with accuracies of `archs`; None if nothing would be lost.
+
+    A list without accuracies may be filled in place, as a whole, and what an evaluation has written may be written
+    again, but a complete submission only with all of its archs. finished_too: whether a submission with a manifest must
+    stay. made_by(arch): whether the accuracy of an arch is one that would be measured again, instead of asking for the
+    counts and the manifest of an evaluation.
+    """
+    try:
+        entries, accuracies = read_accuracies(path, "file")
+    except UserError:
+        return "is there already and is neither an arch list nor a submission"
+    kept = {arch.code for arch in archs}
+    lost = sum(entry.arch.code not in kept for entry in entries)
+    finished = _is_about(manifest_path(path), path)
+    if finished and finished_too:
+        return "is a submission that is finished"
+    if made_by:
+        ours = all(made_by(entry.arch) for entry, accuracy in zip(entries, accuracies) if accuracy)
+    else:
+        ours = finished or _has_counts(path, entries, accuracies)
+        if ours and lost and (not finished or files.read_json(manifest_path(path), "manifest").get("partial")):
+            return None
+    if lost:
+        return f"is there already and holds {lost} archs (of {len(entries)}) that would not be in the new file"
+    if not ours and any(accuracies):
+        return "is there already and holds accuracies from elsewhere, such as a truth"
+    return None
 
 
 def write_manifest(submission: str, arch_list: str, checkpoint: str, net: dict, settings: dict, archs: int,
@@ -110,7 +156,7 @@ def write_manifest(submission: str, arch_list: str, checkpoint: str, net: dict, 
         "settings": settings,
         "versions": versions,
     }
-    path = manifest_path(submission)
+    path = files.beside(submission, MANIFEST)
     files.write_json(path, manifest, indent=2)
     return path
 
@@ -127,7 +173,7 @@ def read_manifest_net(submission: str) -> tuple[SearchSpace, int, int]:
         manifest = files.read_json(path, "manifest")
         return SearchSpace.from_dict(manifest["net"]["space"]), manifest["image_size"], manifest["net"]["num_classes"]
     except (AttributeError, KeyError, TypeError) as error:  # another type than the one that was written
-        raise UserError(f"manifest {path} is malformed: {type(error).__name__} {error}") from error
+        raise UserError(f"manifest {shown(path)} is malformed: {type(error).__name__} {quoted(str(error))}") from error
 
 
 def verify(submission_path: str, list_path: str, checkpoint_digest: str | None = None,
@@ -153,15 +199,15 @@ def _key_findings(content, entries):
     missing = [key for key in listed if key not in content]
     findings = []
     if extra:
-        findings.append(f"{len(extra)} keys are not in the list, the first is {extra[0]!r}")
+        findings.append(f"{len(extra)} keys are not in the list, the first is {quoted(extra[0])}")
     if missing:
         findings.append(f"the submission is partial: it lacks {len(missing)} of the list's {len(listed)} keys, "
-                        f"the first is {missing[0]!r}")
+                        f"the first is {quoted(missing[0])}")
     found = [key for key in content if key in known]
     expected = [key for key in listed if key in content]
     for key, other in zip(found, expected):
         if key != other:
-            findings.append(f"the keys are not in the list's order: {key!r} is where {other!r} belongs")
+            findings.append(f"the keys are not in the list's order: {quoted(key)} is where {quoted(other)} belongs")
             break
     return findings
 
@@ -173,12 +219,12 @@ def _value_findings(content, entries):
     for key, value in content.items():
         problem = entry_problem(value)
         if problem:
-            malformed.append(f"{key!r}: {problem}")
+            malformed.append(f"{quoted(key)}: {problem}")
             continue
         if key in code_of and value["arch"] != code_of[key]:
-            codes.append(f"{key!r}: {value['arch']} where the list has {code_of[key]}")
+            codes.append(f"{quoted(key)}: {shown(value['arch'])} where the list has {code_of[key]}")
         if not 0 <= value["acc"] <= 100:
-            outside.append(f"{key!r}: {value['acc']}")
+            outside.append(f"{quoted(key)}: {quoted(value['acc'])}")
         accuracies.append(value["acc"])
     findings = [f"{len(faults)} {text}, the first is {faults[0]}" for faults, text in (
         (malformed, "entries are malformed"),
@@ -192,30 +238,30 @@ def _value_findings(content, entries):
 def _manifest_findings(submission_path, list_path, checkpoint_digest, allow_unfinished):
     path = manifest_path(submission_path)
     if not os.path.exists(path):
-        return [f"there is no manifest {path}, so nothing shows which checkpoint the accuracies come from"]
+        return [f"there is no manifest {shown(path)}, so nothing shows which checkpoint the accuracies come from"]
     try:
         manifest = files.read_json(path, "manifest")
     except UserError as error:
         return [str(error)]
     if not isinstance(manifest, dict):
-        return [f"manifest {path} must be an object, found {json_kind(manifest)}"]
+        return [f"manifest {shown(path)} must be an object, found {json_kind(manifest)}"]
     findings = []
     for name, what, digest in (("submission_sha256", "submission", files.sha256_of(submission_path)),
                                ("arch_list_sha256", "arch list", files.sha256_of(list_path)),
                                ("checkpoint_sha256", "checkpoint", checkpoint_digest)):
         stated = manifest.get(name)
         if not _is_digest(stated):
-            findings.append(f"manifest {path}: `{name}` must be 64 hex digits, found {stated!r}")
+            findings.append(f"manifest {shown(path)}: `{name}` must be 64 hex digits, found {quoted(stated)}")
         elif digest is not None and stated.lower() != digest.lower():
-            findings.append(f"manifest {path} was written for another {what}: `{name}` is {stated}, "
+            findings.append(f"manifest {shown(path)} was written for another {what}: `{name}` is {stated}, "
                             f"the {what} given has {digest}")
     if manifest.get("partial") is not False:
-        findings.append(f"manifest {path} does not say that the run was complete: `partial` is "
-                        f"{manifest.get('partial')!r}, `archs` is {manifest.get('archs')!r}")
+        findings.append(f"manifest {shown(path)} does not say that the run was complete: `partial` is "
+                        f"{quoted(manifest.get('partial'))}, `archs` is {quoted(manifest.get('archs'))}")
     unfinished = manifest.get("unfinished_training")  # manifests of earlier versions do not say
     if unfinished is not None and not allow_unfinished:
-        findings.append(f"the training of the supernet was not finished ({unfinished}): finish it and evaluate again, "
-                        "or say --allow_unfinished")
+        findings.append(f"the training of the supernet was not finished ({shown(str(unfinished))}): finish it and evaluate "
+                        "again, or say --allow_unfinished")
     return findings
 
 
@@ -225,3 +271,22 @@ def _digest(source):
 
 def _is_digest(text):
     return isinstance(text, str) and re.fullmatch("[0-9a-fA-F]{64}", text) is not None
+
+
+def _is_about(manifest, submission):
+    """Whether there is a manifest at that path that was written for this submission as it is."""
+    try:
+        content = files.read_json(manifest, "manifest")
+        return isinstance(content, dict) and content.get("submission_sha256") == files.sha256_of(submission)
+    except UserError:
+        return False
+
+
+def _has_counts(submission, entries, accuracies):
+    """Whether the accuracies of a submission are those of the counts beside it."""
+    try:
+        content = files.read_json(files.beside(submission, COUNTS), "counts")
+        images, counts = content["images"], content["counts"]
+        return all(100 * counts[entry.key]["top1"] / images == accuracy for entry, accuracy in zip(entries, accuracies))
+    except (UserError, AttributeError, KeyError, TypeError, ZeroDivisionError):
+        return False

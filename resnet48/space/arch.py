@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from ..system.errors import UserError
+from ..system.errors import UserError, quoted
 from .nodes import Block, Head, Layer, Stem
 
 CAPACITY = (5, 5, 8, 5)  # blocks of stages 1..4 that a code has digits for
@@ -109,7 +109,7 @@ SPACES = {space.name: space for space in (PUBLISHED, FULL)}
 def named_space(name: str) -> SearchSpace:
     """A space by its name. Raises `UserError` for one that is not there."""
     if name not in SPACES:
-        raise UserError(f"--space takes {', '.join(SPACES)}; got {name!r}")
+        raise UserError(f"--space takes {', '.join(SPACES)}; got {quoted(name)}")
     return SPACES[name]
 
 
@@ -223,12 +223,12 @@ class ArchConfig:
 def _strip(code):
     """The 51 digits of `code`, and how many digits stood before them."""
     if not isinstance(code, str):
-        raise ArchError(f"an arch code is a string of digits, got {type(code).__name__}: {code!r}")
+        raise ArchError(f"an arch code is a string of digits, got {type(code).__name__}: {quoted(code)}")
     for position, digit in enumerate(code, 1):
         if digit not in "0123456789":  # str.isdigit accepts other scripts
-            raise ArchError(f"arch code {code!r}: position {position} is {digit!r}, allowed are the digits 0..9")
+            raise ArchError(f"arch code {quoted(code)}: position {position} is {digit!r}, allowed are the digits 0..9")
     if len(code) not in (DIGITS, DIGITS + 1):
-        raise ArchError(f"arch code {code!r} has {len(code)} digits, allowed are {DIGITS}, "
+        raise ArchError(f"arch code {quoted(code)} has {len(code)} digits, allowed are {DIGITS}, "
                         f"or {DIGITS + 1} with a leading 1")
     if len(code) == DIGITS + 1 and code[0] != "1":
         raise ArchError(f"arch code {code}: position 1 (image size) is {code[0]}, allowed is 1, which stands for 224")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..system import files
-from ..system.errors import UserError
+from ..system.errors import UserError, quoted, shown
 from .arch import FULL, ArchConfig, ArchError, SearchSpace
 
 FIELDS = ("acc", "arch")
@@ -42,7 +42,7 @@ def select(entries: Sequence[Entry], limit: int | None = None, every: int = 1, k
         wanted = dict.fromkeys(key.strip() for key in keys.split(","))
         unknown = wanted.keys() - {entry.key for entry in entries}
         if unknown:
-            raise UserError(f"--keys: {sorted(unknown)[0]!r} is not in the list")
+            raise UserError(f"--keys: {quoted(sorted(unknown)[0])} is not in the list")
         chosen = [entry for entry in entries if entry.key in wanted]
     return chosen[:limit]
 
@@ -55,19 +55,19 @@ def read_accuracies(path: str, what: str, space: SearchSpace = FULL) -> tuple[li
     """
     content = read_object(path, what)
     if not content:
-        raise UserError(f"{what} {path} is empty; it must hold at least one arch")
+        raise UserError(f"{what} {shown(path)} is empty; it must hold at least one arch")
     entries, accuracies, key_of = [], [], {}
     for key, value in content.items():
         problem = entry_problem(value)
         if problem:
-            raise UserError(f"{what} {path}, key {key!r}: {problem}")
+            raise UserError(f"{what} {shown(path)}, key {quoted(key)}: {problem}")
         try:
             arch = ArchConfig.parse(value["arch"], space)
         except ArchError as error:
-            raise UserError(f"{what} {path}, key {key!r}: {error}") from error
+            raise UserError(f"{what} {shown(path)}, key {quoted(key)}: {error}") from error
         if arch.code in key_of:
-            raise UserError(f"{what} {path}: keys {key_of[arch.code]!r} and {key!r} hold the same arch {arch.code}; "
-                            f"each arch may occur once, in 51 or in 52 digits")
+            raise UserError(f"{what} {shown(path)}: keys {quoted(key_of[arch.code])} and {quoted(key)} hold the same "
+                            f"arch {arch.code}; each arch may occur once, in 51 or in 52 digits")
         key_of[arch.code] = key
         entries.append(Entry(key, value["arch"], arch))
         accuracies.append(float(value["acc"]))
@@ -77,7 +77,7 @@ def read_accuracies(path: str, what: str, space: SearchSpace = FULL) -> tuple[li
 def read_object(path, what):
     content = files.read_json(path, what)
     if not isinstance(content, dict):
-        raise UserError(f'{what} {path} must be one object {{"arch1": {{"acc": 0.0, "arch": "1252..."}}, ...}}, '
+        raise UserError(f'{what} {shown(path)} must be one object {{"arch1": {{"acc": 0.0, "arch": "1252..."}}, ...}}, '
                         f"found {json_kind(content)}")
     return content
 
@@ -88,7 +88,7 @@ def entry_problem(value):
         return f"must be an object with `acc` and `arch`, found {json_kind(value)}"
     for name in value:
         if name not in FIELDS:
-            return f"unknown field {name!r}, allowed are `acc` and `arch`"
+            return f"unknown field {quoted(name)}, allowed are `acc` and `arch`"
     for name in FIELDS:
         if name not in value:
             return f"the field `{name}` is missing"

@@ -1,7 +1,7 @@
 """Reading settings: dataclass defaults, then YAML files, then the command line. `options` declares them.
 
-A flag, its YAML key and its field have one name. Types and limits are checked in one place for both, and an
-unknown name is an error that offers the nearest one.
+A flag, its YAML key and its field have one name, and one text means the same in both. Types and limits are checked in
+one place for both, and an unknown name is an error that offers the nearest one.
 """
 
 import argparse
@@ -10,29 +10,38 @@ import difflib
 import json
 import math
 import os
+import re
 import types
 import typing
 from dataclasses import field
 
 import yaml
 
-from .errors import UserError
+from . import yaml_file
+from .errors import LONGEST, UserError, quoted, shown
 
 MAX_SEED = 2 ** 32 - 1  # what all generators take
 HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 RECIPES = os.path.join(HERE, "configs")
+LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes of a path and of each of its parts, on all usual systems
+BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 
 def option(default: object, help: str, ge: float | None = None, gt: float | None = None, le: float | None = None,
-           choices: tuple = (), resumable: bool = False, old_names: tuple = (), old_words: dict | None = None):
+           choices: tuple = (), resumable: bool = False, old_names: tuple = (), old_words: dict | None = None,
+           unset: str | None = None, path: bool = False, listable: bool = False):
     """A field of a class of settings. ge, gt, le: the limits of its value.
 
     resumable: whether a run may be resumed with another value. old_names, old_words: what the setting and its values
-    were called before; flags, YAML files and checkpoints that say so mean the same.
+    were called before; flags, YAML files and checkpoints that say so mean the same. unset: the word, which the help
+    then names, that takes an optional setting back to its default. path: whether the value is a path, where `~` at the
+    beginning is a home folder; no word unsets a path. listable: whether a text of parts with commas between them may
+    be a YAML list.
     """
+    assert not (path and unset), "a word that unsets a path hides the file of that name"
     return field(default=default, metadata={
         "help": help, "ge": ge, "gt": gt, "le": le, "choices": choices, "resumable": resumable, "old_names": old_names,
-        "old_words": old_words or {}})
+        "old_words": old_words or {}, "unset": unset, "path": path, "listable": listable})
 
 
 class Settings:
@@ -58,9 +67,9 @@ def command_line(description: str, commands: dict, argv: list[str] | None = None
     for name, (function, config_class, default_file) in commands.items():
         summary = (function.__doc__ or "").strip().splitlines()[0]
         sub = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False, add_help=True)
-        shown = f" [{os.path.relpath(default_file, HERE)}]" if default_file else ""
+        named = f" [{os.path.relpath(default_file, HERE)}]" if default_file else ""
         sub.add_argument("--config", metavar="FILE",
-                         help=f"YAML file with any of these settings; flags win{shown}")
+                         help=f"YAML file with any of these settings; flags win{named}")
         if config_class.recipes:
             sub.add_argument("--recipe", metavar="NAME", help="begin with the settings of configs/NAME.yaml, below "
                                                               "those of --config")
@@ -74,11 +83,11 @@ def command_line(description: str, commands: dict, argv: list[str] | None = None
     directives = ["config", "help", *["recipe"] * config_class.recipes]
     for word in unknown:
         flag = word.split("=")[0]
-        raise UserError(f"unknown flag {flag}" + _nearest(flag.lstrip("-"), names + directives, "--")
-                        if word.startswith("-") else f"unexpected argument {word!r}")
+        raise UserError(f"unknown flag {shown(flag)}" + _nearest(flag.lstrip("-"), names + directives, "--")
+                        if word.startswith("-") else f"unexpected argument {quoted(word)}")
     flags = {name: value for name, value in vars(arguments).items() if name not in ("command", "config", "recipe")}
     recipe = getattr(arguments, "recipe", None)
-    path = arguments.config or (None if recipe else default_file)
+    path = arguments.config and os.path.expanduser(arguments.config) or (None if recipe else default_file)
     return function, build(config_class, _merged(config_class, _read_layers(path, recipe, config_class), flags))
 
 
@@ -87,12 +96,11 @@ def current(config_class: type, *layers: dict) -> dict:
 
     A layer is what flags, a YAML file or a checkpoint say, maybe of an earlier version. Unknown names stay.
     """
-    values, fields = {}, dataclasses.fields(config_class)
-    today = {old: item.name for item in fields for old in item.metadata["old_names"]}
+    values, today = {}, _today(config_class)
     for layer in layers:
         values |= {today.get(name, name): value for name, value in layer.items()}
     values = config_class.upgrade(values)
-    for item in fields:
+    for item in dataclasses.fields(config_class):
         value = values.get(item.name)
         if isinstance(value, str) and value in item.metadata["old_words"]:
             values[item.name] = item.metadata["old_words"][value]
@@ -129,6 +137,7 @@ def as_data(settings: Settings) -> dict:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
+        message = re.sub(f"('[^']{{{LONGEST}}})[^']*'", r"\1...'", message)
         raise UserError(message[:1].lower() + message[1:])
 
 
@@ -140,7 +149,8 @@ def _read_layers(path, recipe, config_class):
     known = sorted(name.removesuffix(".yaml") for name in os.listdir(RECIPES) if name.endswith(".yaml"))
     while recipe is not None:
         if recipe in seen or recipe not in known:
-            raise UserError(f"--recipe takes the name of a file in configs/ ({', '.join(known)}), got {recipe!r}")
+            raise UserError(f"--recipe takes the name of a file in configs/ ({', '.join(known)}), got "
+                            f"{quoted(recipe)}")
         seen.add(recipe)
         layers.insert(0, _read_yaml(os.path.join(RECIPES, f"{recipe}.yaml"), config_class))
         recipe = layers[0].pop("recipe", None)
@@ -153,8 +163,8 @@ def _merged(config_class, layers, flags):
     if isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages):
         # A flag holds for every stage, and a length that nothing says is the sum of theirs.
         values["stages"] = [{name: value for name, value in stage.items() if name not in flags} for stage in stages]
-        if "max_epoch" not in values and all(isinstance(stage.get("epochs"), (int, float)) for stage in stages):
-            values["max_epoch"] = sum(stage["epochs"] for stage in stages)
+        if "max_epoch" not in values and all(stage.get("epochs") is not None for stage in stages):
+            values["max_epoch"] = sum(stage.epochs for stage in build(config_class, {"stages": stages}).stages)
     return values
 
 
@@ -162,6 +172,8 @@ def _add_flag(parser, item):
     default = "" if item.default in (None, "", ()) or item.default is False else f" [{item.default}]"  # 0 is shown
     kwargs = {"dest": item.name, "default": argparse.SUPPRESS, "help": item.metadata["help"] + default}
     names = [f"--{name}" for name in (item.name, *item.metadata["old_names"])]
+    if item.metadata["unset"]:
+        kwargs["help"] += f" ({item.metadata['unset']}: as when left out)"
     if item.type in (bool, "bool"):
         parser.add_argument(*names, action=argparse.BooleanOptionalAction, **kwargs)
     else:
@@ -171,76 +183,117 @@ def _add_flag(parser, item):
 
 
 def _check(name, value, hint, limits):
-    """`value` as the field's type, from YAML (typed) or from a flag (text)."""
+    """`value` as the field's type: a text, as from flags and YAML files, or what Python and checkpoints hold."""
+    if isinstance(value, str) and value == limits["unset"]:
+        value = None
     if typing.get_origin(hint) is tuple:
         return _check_items(name, value, typing.get_args(hint)[0])
     optional = isinstance(hint, types.UnionType)
     kind = [part for part in typing.get_args(hint) if part is not type(None)][0] if optional else hint
-    if optional and value in (None, "none", "null", "auto"):
+    if optional and value is None:
         return None
     try:
-        if kind is bool and not isinstance(value, bool):
-            raise ValueError
-        if isinstance(value, bool) and kind is not bool or value is None or isinstance(value, dict):
-            raise ValueError
-        if kind is int and isinstance(value, float) and value != int(value):
-            raise ValueError
-        if kind is str and isinstance(value, (list, tuple)):  # base_channels: [8, 16, 32, 64]
-            value = ",".join(map(str, value))
-        value = kind(value)
+        value = _converted(value, kind, limits)
     except (ValueError, TypeError, OverflowError):
         expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-        raise UserError(f"--{name} takes {expected}, got {value!r}") from None
+        found = "nothing" if value is None else quoted(value)
+        raise UserError(f"--{name} takes {expected}, got {found}") from None
     if kind is float and not math.isfinite(value):
         raise UserError(f"--{name} takes a finite number, got {value}")
     if limits["ge"] is not None and value < limits["ge"]:
-        raise UserError(f"--{name} must be {limits['ge']} or more, got {value}")
+        raise UserError(f"--{name} must be {limits['ge']} or more, got {quoted(value)}")
     if limits["gt"] is not None and value <= limits["gt"]:
-        raise UserError(f"--{name} must be more than {limits['gt']}, got {value}")
+        raise UserError(f"--{name} must be more than {limits['gt']}, got {quoted(value)}")
     if limits["le"] is not None and value > limits["le"]:
-        raise UserError(f"--{name} must be {limits['le']} or less, got {value}")
+        raise UserError(f"--{name} must be {limits['le']} or less, got {quoted(value)}")
     if limits["choices"] and value not in limits["choices"]:
-        raise UserError(f"--{name} takes {', '.join(limits['choices'])}; got {value!r}")
+        raise UserError(f"--{name} takes {', '.join(limits['choices'])}; got {quoted(value)}")
+    if limits["path"]:
+        _require_path(name, value)
     return value
+
+
+def _converted(value, kind, limits):
+    """`value` as int, float, bool or str. Raises `ValueError`, `TypeError` or `OverflowError` for what is none."""
+    if isinstance(value, (list, tuple)) and limits["listable"]:  # base_channels: [8, 16, 32, 64]
+        value = ",".join(str(_converted(part, str, {**limits, "listable": False})) for part in value)
+    if isinstance(value, (dict, list, tuple)) or value is None or isinstance(value, bool) and kind is not bool:
+        raise ValueError
+    if kind is bool:
+        if isinstance(value, str) and value in BOOLEANS:
+            return BOOLEANS[value]
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+    if kind is str:
+        value = str(value)
+        return os.path.expanduser(value) if limits["path"] else value
+    if isinstance(value, str) and ("_" in value or not value.isascii()):  # which Python reads as numbers, too
+        raise ValueError
+    return _whole(value) if kind is int else float(value)
+
+
+def _whole(value):
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            value = float(value) if "e" not in value.lower() else math.nan  # 16.0 is a whole number, too
+    if value != int(value):
+        raise ValueError
+    return int(value)
+
+
+def _require_path(name, value):
+    """Refuse what no system takes for a path, before it is an exception of whatever uses it first."""
+    try:
+        parts = os.fsencode(value).split(b"/")
+    except UnicodeEncodeError:
+        raise UserError(f"--{name} takes a path, and {quoted(value)} holds half a character") from None
+    if "\0" in value:
+        raise UserError(f"--{name} takes a path, and {quoted(value)} holds a NUL character")
+    if max(map(len, parts)) > LONGEST_NAME or sum(map(len, parts)) + len(parts) > LONGEST_PATH:
+        raise UserError(f"--{name} takes a path of at most {LONGEST_PATH} bytes with parts of at most {LONGEST_NAME}; "
+                        f"got one of {len(value)} characters, {quoted(value)}")
 
 
 def _check_items(name, value, item_class):
     """A list of mappings, as a YAML file may hold, as a tuple of settings."""
-    if value in (None, "none"):
+    if value is None:
         return ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, dict) for item in value):
-        raise UserError(f"--{name} is a list of mappings in a YAML file, got {value!r}")
+        raise UserError(f"--{name} is a list of mappings in a YAML file, got {quoted(value)}")
     known = [item.name for item in dataclasses.fields(item_class)]
     for place, item in enumerate(value, 1):
         for key in item:
             if key not in known:
-                raise UserError(f"{name}, item {place}: unknown key {key!r}" + _nearest(str(key), known, ""))
+                raise UserError(f"{name}, item {place}: unknown key {quoted(key)}" + _nearest(str(key), known, ""))
     return tuple(build(item_class, item) for item in value)
 
 
 def _read_yaml(path, config_class):
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise UserError(f"config {path} must hold `name: value` lines, found {type(content).__name__}")
+    content = yaml_file.read(path)
     names = [item.name for item in dataclasses.fields(config_class)] + ["recipe"] * config_class.recipes
+    today, keys = _today(config_class), {}
     for key in content:
         if key not in names and key not in _old_names(config_class):
-            raise UserError(f"config {path}: unknown key {key!r}" + _nearest(str(key), names, ""))
+            raise UserError(f"config {shown(path)}: unknown key {quoted(key)}" + _nearest(key, names, ""))
+        other = keys.setdefault(today.get(key, key), key)
+        if other != key:
+            raise UserError(f"config {shown(path)}: {other} and {key} are two names of one setting; give one of them")
     return content
 
 
+def _today(config_class):
+    """Today's name of each setting by what it was called before."""
+    return {old: item.name for item in dataclasses.fields(config_class) for old in item.metadata["old_names"]}
+
+
 def _old_names(config_class):
-    old = [name for item in dataclasses.fields(config_class) for name in item.metadata["old_names"]]
+    old = list(_today(config_class))
     return [*old, "amp_dtype"] if "amp" in old else old
 
 
 def _nearest(name, names, prefix):
-    match = difflib.get_close_matches(name, names, n=1, cutoff=0)
+    match = difflib.get_close_matches(name[:LONGEST], names, n=1, cutoff=0)
     return f"; the nearest is {prefix}{match[0]}" if match else ""

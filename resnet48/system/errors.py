@@ -3,19 +3,45 @@
 import contextlib
 import errno
 import os
+import reprlib
 import sys
 from collections.abc import Callable
 
 from . import signals
 
 STOPPED = os.EX_TEMPFAIL  # 75: try again
+LONGEST = 100  # characters of what was given that a message repeats
+
+
+def quoted(value: object) -> str:
+    """What was given as a message may repeat it: in quotes, on one line, at most a hundred characters of it."""
+    if isinstance(value, str):
+        cut = value[:LONGEST]
+        return repr(cut) + ("..." if len(cut) < len(value) else "")
+    text = reprlib.repr(value)
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."
+
+
+def shown(path: str) -> str:
+    """A path as a message may repeat it: without quotes, on one line, the last hundred characters of it."""
+    text = printable(os.fspath(path))
+    return text if len(text) <= LONGEST else "..." + text[-LONGEST:]
+
+
+def printable(text: str) -> str:
+    """The same text on one line and in any encoding of Unicode: what a terminal would obey or refuse is escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 class UserError(ValueError):
     """The user's input is wrong. The message says what, where, what is allowed and what to do.
 
-    The scripts print it and exit with code 2; only a bug shows a stack trace.
+    The scripts print it and exit with code 2; only a bug shows a stack trace. Whatever the message repeats, it is one
+    line without unpaired surrogates; `quoted` and `shown` also keep it short.
     """
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
 
 
 class Stopped(Exception):

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, quoted, shown
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def _open_locked(path):
 def require_writable(path: str) -> None:
     """Raise `UserError` now, before hours of work, if `path` could not be written later. Creates nothing."""
     if os.path.isdir(path):
-        raise UserError(f"cannot write {path}: it is a folder")
+        raise UserError(f"cannot write {shown(path)}: it is a folder")
     folder = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(folder):  # missing folders will be created in the first one that exists
         folder = os.path.dirname(folder)
@@ -121,11 +121,41 @@ def require_writable(path: str) -> None:
         raise _cannot_write(path, error) from error
 
 
+def require_output(flag: str, path: str, inputs: Mapping[str, str | None],
+                   keep: Callable[[str], str | None] = lambda path: None) -> None:
+    """Raise `UserError` now if `path` could not be written later, or if writing there would lose something.
+
+    flag: what names the path, in errors. inputs: other files of the same command by what names them, which `path` must
+    not be, whatever links and relative names lead there. keep(path): why a file that is there must stay, as the end of
+    a sentence that begins with its name; None if it may be replaced.
+    """
+    require_writable(path)
+    for name, other in inputs.items():
+        if other and _is_same_file(path, other):
+            raise UserError(f"{flag} {shown(path)} is also the file of {name}, which would be lost; give another name")
+    reason = keep(path) if os.path.lexists(path) else None
+    if reason:
+        raise UserError(f"{flag} {shown(path)} {reason}; give another name, or move that file away")
+
+
+def beside(path: str, ending: str) -> str:
+    """Where what belongs to the file at `path` lies. Only .json is taken off: `a.json` has `a` + ending, `a.v1` has
+    `a.v1` + ending."""
+    return path.removesuffix(".json") + ending
+
+
+def _is_same_file(path, other):
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # at least one is not there yet
+        return os.path.realpath(path) == os.path.realpath(other)
+
+
 def _cannot_write(path, error):
     reason = error.strerror or error
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        reason = f"there is a file where the folder {os.path.dirname(os.path.abspath(path))} should be"
-    return UserError(f"cannot write {path}: {reason}")
+        reason = f"there is a file where the folder {shown(os.path.dirname(os.path.abspath(path)))} should be"
+    return UserError(f"cannot write {shown(path)}: {reason}")
 
 
 def write_text(path: str, text: str) -> None:
@@ -143,29 +173,35 @@ def read_json(path: str, what: str) -> object:
 
     Raises `UserError` for a missing, unreadable or malformed file.
     """
+    named = f"{what} {shown(path)}"
+
     def without_duplicates(pairs):
         seen = {}
         for key, value in pairs:
             if key in seen:
-                raise UserError(f"{what} {path}: the key {key!r} occurs twice")
+                raise UserError(f"{named}: the key {quoted(key)} occurs twice")
             seen[key] = value
         return seen
 
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file, object_pairs_hook=without_duplicates)
+        with open(path, encoding="utf-8-sig") as file:  # some editors begin a file with a byte order mark
+            text = file.read()
     except OSError as error:
-        raise UserError(f"cannot read {what} {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {named}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{what} {path} is not a text file: {error.reason} at byte {error.start}") from error
+        raise UserError(f"{named} is not a text file: {error.reason} at byte {error.start}") from error
+    except ValueError as error:  # a NUL character, which no file has in its name
+        raise UserError(f"cannot read {named}: {error}") from error
+    try:
+        return json.loads(text, object_pairs_hook=without_duplicates)
     except json.JSONDecodeError as error:
-        raise UserError(f"{what} {path} is not JSON: {error.msg} in line {error.lineno}") from error
+        raise UserError(f"{named} is not JSON: {error.msg} in line {error.lineno}") from error
     except RecursionError as error:
-        raise UserError(f"{what} {path} is nested too deeply to be read") from error
+        raise UserError(f"{named} is nested too deeply to be read") from error
     except UserError:
         raise
     except ValueError as error:  # Python refuses to convert a whole number of thousands of digits
-        raise UserError(f"{what} {path} holds a number that is too long to be read") from error
+        raise UserError(f"{named} holds a number that is too long to be read") from error
 
 
 def read_array(path: str, mapped: bool = False) -> np.ndarray:
@@ -173,7 +209,7 @@ def read_array(path: str, mapped: bool = False) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r" if mapped else None)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not readable ({error}); delete it and it is made again") from error
+        raise UserError(f"{shown(path)} is not readable ({error}); delete it and it is made again") from error
 
 
 def sha256_of(path: str) -> str:
@@ -184,5 +220,5 @@ def sha256_of(path: str) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {shown(path)}: {error.strerror or error}") from error
     return digest.hexdigest()

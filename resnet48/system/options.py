@@ -6,7 +6,7 @@ A command's class inherits the groups that it needs. Values come from here, YAML
 from dataclasses import dataclass
 
 from .config import MAX_SEED, Settings, option
-from .errors import UserError
+from .errors import UserError, quoted
 
 #: What `recipe` said in checkpoints before a recipe was a YAML file: sampler and objective.
 OLD_RECIPES = {"sandwich": ("sandwich", "in_place_distillation"), "demo": ("uniform", "fixed_teacher")}
@@ -18,7 +18,7 @@ OLD_RECIPES = {"sandwich": ("sandwich", "in_place_distillation"), "demo": ("unif
 class SpaceSettings(Settings):
     """How wide the net is; a narrow copy lets the full pipeline run on a CPU."""
 
-    base_channels: str = option("64,128,256,512", "widths of stages 1..4 at ratio 1, in channels")
+    base_channels: str = option("64,128,256,512", "widths of stages 1..4 at ratio 1, in channels", listable=True)
     divisor: int = option(8, "widths are rounded to a multiple of this", ge=1)
 
     def channels(self) -> tuple[int, ...]:
@@ -26,7 +26,7 @@ class SpaceSettings(Settings):
             return tuple(int(width) for width in self.base_channels.split(","))
         except ValueError:
             raise UserError(f"--base_channels takes four whole numbers, such as 64,128,256,512; "
-                            f"got {self.base_channels!r}") from None
+                            f"got {quoted(self.base_channels)}") from None
 
 
 @dataclass
@@ -34,14 +34,15 @@ class ImageSettings(Settings):
     """Which images, and at what size."""
 
     image_dir: str | None = option(None, "folder with train/<class>/ and val/<class>/; "
-                                         "without it the built-in handwritten digits", resumable=True)
+                                         "without it the built-in handwritten digits", resumable=True, path=True)
     image_size: int | None = option(None, "height and width in pixels [that of the checkpoint; 224; 32 for the digits]",
-                                    ge=1)
+                                    ge=1, unset="auto")
     num_workers: int = option(2, "processes that decode training images (0: none), threads that decode others", ge=0,
                               resumable=True)
     skip_bad_images: bool = option(False, "leave unreadable validation and calibration images out instead of stopping",
                                    resumable=True)
-    cache_dir: str | None = option(None, "folder that keeps decoded validation and calibration images", resumable=True)
+    cache_dir: str | None = option(None, "folder that keeps decoded validation and calibration images", resumable=True,
+                                   path=True)
 
 
 @dataclass
@@ -88,13 +89,13 @@ class DeviceSettings(Settings):
 class ListSettings(Settings):
     """Which archs of a list."""
 
-    archs: str = option("", "arch list in the official JSON format")
-    limit: int | None = option(None, "only the first N archs: a partial submission", ge=1)
+    archs: str = option("", "arch list in the official JSON format", path=True)
+    limit: int | None = option(None, "only the first N archs: a partial submission", ge=1, unset="none")
     every: int = option(1, "only every K-th arch of the list", ge=1)
-    keys: str | None = option(None, "only the archs with these keys, such as arch1,arch17")
+    keys: str | None = option(None, "only the archs with these keys, such as arch1,arch17", unset="none", listable=True)
     chunk: int | None = option(None,
-                               "images that go through the tree at once, or auto: as memory and time allow [auto]",
-                               ge=1)
+                               "images that go through the tree at once [as memory and time allow]",
+                               ge=1, unset="auto")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -107,7 +108,8 @@ class OptimizerSettings(Settings):
                                     "he_fan_out, or uniform (deviation sqrt(1 / (3 fan_in))), which trains narrow nets "
                                     "better in short runs", choices=("he_fan_in", "he_fan_out", "uniform"))
     zero_residuals: bool = option(False, "start every block as its shortcut; helps short runs of narrow nets")
-    pretrained: str | None = option(None, "weights to start from (.pdparams or a run's folder)", resumable=True)
+    pretrained: str | None = option(None, "weights to start from (.pdparams or a run's folder)", resumable=True,
+                                    path=True)
     optimizer: str = option("sgd", "sgd or adamw", choices=("sgd", "adamw"))
     momentum: float = option(0.9, "of sgd", ge=0)
     nesterov: bool = option(False, "Nesterov's momentum in sgd")
@@ -116,15 +118,16 @@ class OptimizerSettings(Settings):
     freeze_unused: bool = option(False, "weights that no subnet of a step uses stay as they are, instead of following "
                                         "momentum and weight decay (all are used where the largest subnet is)",
                                  old_names=("hold_unused",))
-    clip_norm: float | None = option(None, "scale gradients down to this norm of all of them together", gt=0)
-    clip_value: float | None = option(None, "cut every gradient off at plus and minus this", gt=0)
+    clip_norm: float | None = option(None, "scale gradients down to this norm of all of them together", gt=0,
+                                     unset="none")
+    clip_value: float | None = option(None, "cut every gradient off at plus and minus this", gt=0, unset="none")
     lr: float = option(0.1, "learning rate per 256 images of the global batch", gt=0)
     schedule: str = option("cosine", "how the learning rate falls: cosine or linear (to 0) or step",
                            choices=("cosine", "linear", "step"))
     decay_epochs: float = option(30.0, "epochs between two falls, with --schedule step", gt=0)
     decay_rate: float = option(0.1, "what the learning rate is multiplied by at a fall", gt=0, le=1)
     warmup: float = option(0.0, "epochs in which the learning rate rises from 0", ge=0)
-    warmup_steps: int | None = option(None, "the same in steps, instead of --warmup", ge=0)
+    warmup_steps: int | None = option(None, "the same in steps, instead of --warmup", ge=0, unset="none")
     ema: float = option(0.0, "keep this moving average of the weights, such as 0.9999, and evaluate and publish it "
                              "(0: none)", ge=0, le=1)
 
@@ -136,7 +139,7 @@ class TrainSettings(SpaceSettings, ImageSettings, OptimizerSettings, Calibration
     recipes = True
 
     crop_scale: float | None = option(None, "smallest part of an image's area in a training crop "
-                                            "[0.08; 0.6 for the built-in digits]", gt=0, le=1)
+                                            "[0.08; 0.6 for the built-in digits]", gt=0, le=1, unset="auto")
     train_cache: bool = option(False, "keep the training images in --cache_dir, shrunk to a short side of twice the "
                                       "image size: faster, but crops of under a quarter of the area are less sharp")
     batch_size: int = option(256, "images per step and process", ge=1)
@@ -145,9 +148,10 @@ class TrainSettings(SpaceSettings, ImageSettings, OptimizerSettings, Calibration
     max_epoch: int = option(90, "passes over the training images", ge=1, resumable=True)
     label_smoothing: float = option(0.0, "part of the label spread over all classes, in cross-entropy to labels",
                                     ge=0, le=1)
-    save_dir: str = option("output/train", "folder for checkpoints, config.yaml and metrics.csv", resumable=True)
+    save_dir: str = option("output/train", "folder for checkpoints, config.yaml and metrics.csv", resumable=True,
+                           path=True)
     resume: str = option("auto", "auto (the newest checkpoint in --save_dir), none or a checkpoint's path",
-                         resumable=True)
+                         resumable=True, path=True)
     save_freq: int = option(1, "epochs between checkpoints", ge=1, resumable=True)
     save_every_steps: int = option(0, "also steps between checkpoints (0: only after epochs)", ge=0, resumable=True)
     eval_freq: int = option(1, "epochs between evaluations while training (0: only the last)", ge=0, resumable=True)
@@ -159,7 +163,8 @@ class TrainSettings(SpaceSettings, ImageSettings, OptimizerSettings, Calibration
 
 @dataclass
 class StandaloneSettings(TrainSettings):
-    save_dir: str = option("output/standalone", "folder for checkpoints, config.yaml and metrics.csv", resumable=True)
+    save_dir: str = option("output/standalone", "folder for checkpoints, config.yaml and metrics.csv", resumable=True,
+                           path=True)
     arch: str = option("", "arch code, 51 digits or 52 with a leading 1")
     mode: str = option("all", "train, eval (of --pretrained or of --save_dir), or all: both",
                        choices=("all", "train", "eval"), resumable=True)
@@ -167,10 +172,10 @@ class StandaloneSettings(TrainSettings):
 
 @dataclass
 class TruthSettings(TrainSettings):
-    save_dir: str = option("output/truth", "folder for one run's folder per arch", resumable=True)
-    archs: str = option("", "arch list in the official JSON format", resumable=True)
-    limit: int | None = option(None, "only the first N archs", ge=1, resumable=True)
-    truth: str = option("output/truth.json", "where the measured accuracies go", resumable=True)
+    save_dir: str = option("output/truth", "folder for one run's folder per arch", resumable=True, path=True)
+    archs: str = option("", "arch list in the official JSON format", resumable=True, path=True)
+    limit: int | None = option(None, "only the first N archs", ge=1, resumable=True, unset="none")
+    truth: str = option("output/truth.json", "where the measured accuracies go", resumable=True, path=True)
 
 
 @dataclass(frozen=True)
@@ -186,12 +191,13 @@ class StageSettings(Settings):
 
 @dataclass
 class SupernetSettings(TrainSettings, SampledSpaceSettings):
-    save_dir: str = option("output/supernet", "folder for checkpoints, config.yaml and metrics.csv", resumable=True)
+    save_dir: str = option("output/supernet", "folder for checkpoints, config.yaml and metrics.csv", resumable=True,
+                           path=True)
     dyna_batch_size: int = option(4, "subnets per step, the largest included where the sampler draws it", ge=1)
     sampler: str = option("sandwich", "which subnets a step trains: a name, or name(key=value, ...)")
     objective: str = option("in_place_distillation", "what a step minimises: a name, or name(key=value, ...)")
     stages: tuple[StageSettings, ...] = option((), "in a YAML file: a list of stages, each with epochs and, where they "
-                                                   "differ, lr, warmup, sampler and objective")
+                                                   "differ, lr, warmup, sampler and objective", unset="none")
 
     @classmethod
     def upgrade(cls, values: dict) -> dict:
@@ -204,9 +210,9 @@ class SupernetSettings(TrainSettings, SampledSpaceSettings):
 
 @dataclass
 class EvalSettings(ImageSettings, CalibrationSettings, SeedSettings, DeviceSettings, ListSettings):
-    checkpoint: str = option("", "a run's folder or a .pdparams file")
-    output: str = option("output/submission.json", "submission file to write")
-    val_images: int | None = option(None, "only so many validation images, of all classes alike", ge=1)
+    checkpoint: str = option("", "a run's folder or a .pdparams file", path=True)
+    output: str = option("output/submission.json", "submission file to write", path=True)
+    val_images: int | None = option(None, "only so many validation images, of all classes alike", ge=1, unset="none")
     fresh: bool = option(False, "forget what earlier runs have evaluated")
     one_by_one: bool = option(False, "run each arch on its own: the slow reference")
     batch_size: int = option(256, "validation images at a time with --one_by_one", ge=1)
@@ -215,8 +221,8 @@ class EvalSettings(ImageSettings, CalibrationSettings, SeedSettings, DeviceSetti
 
 @dataclass
 class StatusSettings(Settings):
-    output: str = option("output/submission.json", "submission file that `run` was told to write")
-    write: str | None = option(None, "write what is there so far as a submission to this file")
+    output: str = option("output/submission.json", "submission file that `run` was told to write", path=True)
+    write: str | None = option(None, "write what is there so far as a submission to this file", path=True)
 
 
 @dataclass
@@ -225,30 +231,30 @@ class PlanSettings(ListSettings, SpaceSettings, CalibrationSettings):
     images: int = option(50000, "validation images", ge=1)
     num_classes: int = option(1000, "outputs of the classifier", ge=1)
     ranks: int = option(1, "processes that share the work", ge=1)
-    gflops: float | None = option(None, "10^9 FLOP per second of one process [measured]", gt=0)
+    gflops: float | None = option(None, "10^9 FLOP per second of one process [measured]", gt=0, unset="auto")
 
 
 @dataclass
 class ScoreSettings(SeedSettings):
-    submission: str = option("", "submission file")
-    truth: str = option("", "file in the same format with accuracies of nets trained on their own")
-    report: str | None = option(None, "also write the score sheet to this Markdown file")
-    plot: str | None = option(None, "also draw both rankings into this PNG file")
+    submission: str = option("", "submission file", path=True)
+    truth: str = option("", "file in the same format with accuracies of nets trained on their own", path=True)
+    report: str | None = option(None, "also write the score sheet to this Markdown file", path=True)
+    plot: str | None = option(None, "also draw both rankings into this PNG file", path=True)
 
 
 @dataclass
 class VerifySettings(Settings):
-    submission: str = option("", "submission file")
-    archs: str = option("", "arch list it must match")
-    checkpoint: str | None = option(None, "run folder or .pdparams it claims to come from")
+    submission: str = option("", "submission file", path=True)
+    archs: str = option("", "arch list it must match", path=True)
+    checkpoint: str | None = option(None, "run folder or .pdparams it claims to come from", path=True)
     allow_unfinished: bool = option(False, "take also one from a supernet whose training was stopped before its end")
 
 
 @dataclass
 class ExportSettings(ImageSettings, CalibrationSettings, SeedSettings):
-    checkpoint: str = option("", "a supernet's run folder or .pdparams file")
+    checkpoint: str = option("", "a supernet's run folder or .pdparams file", path=True)
     arch: str = option("", "arch code of the subnet to export")
-    output: str = option("output/subnet", "path of the inference model, without ending")
+    output: str = option("output/subnet", "path of the inference model, without ending", path=True)
 
 
 # --- arch codes -------------------------------------------------------------------------------------------------------
@@ -263,4 +269,4 @@ class DescribeSettings(SpaceSettings):
 @dataclass
 class SampleSettings(SampledSpaceSettings, SeedSettings):
     count: int | None = option(None, "how many archs, all with different codes", ge=1)
-    output: str = option("", "arch list to write, in the official JSON format")
+    output: str = option("", "arch list to write, in the official JSON format", path=True)

@@ -93,6 +93,11 @@ def in_steps(stages: list[Stage], settings: TrainSettings, steps_per_epoch: int,
     return spans
 
 
+def span_at(spans: list[Span], step: int) -> Span:
+    """The stage that a step (from 0) belongs to; the last one for what lies behind."""
+    return next((span for span in spans if step < span.last), spans[-1])
+
+
 def warmup_steps(stage: Stage, index: int, settings: TrainSettings, steps_per_epoch: int) -> int:
     """Steps of warm-up at the beginning of a stage."""
     if stage.warmup is None and index == 0 and settings.warmup_steps is not None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 import paddle
 
 from ..system import config, runtime
-from ..system.errors import UserError
+from ..system.errors import UserError, shown
 from ..system.options import TrainSettings
-from . import checkpoint
+from . import checkpoint, recipes
 
 #: What the checkpoint notes of a run and a resume must find again: its name in state.json, and how to call it.
 UNCHANGED = {"ranks": "processes", "classes": "classes", "images": "training images",
@@ -52,6 +53,33 @@ def _steps(state):
     """The steps of a run whose checkpoint, of an earlier version, does not say."""
     settings = state["settings"]
     return settings["max_epoch"] * (state["images"] // (settings["batch_size"] * state["ranks"]))
+
+
+def require_length(found: checkpoint.Checkpoint, steps: int, settings: TrainSettings) -> None:
+    """Raise `UserError` for a run of so many steps that ends before the checkpoint was written."""
+    if found.state["step"] > steps:
+        raise UserError(f"--resume {shown(found.path)}: --max_epoch {settings.max_epoch} ends at step {steps}, and this "
+                        f"has been trained to step {found.state['step']}; a larger --max_epoch resumes it, another "
+                        "--save_dir starts a shorter run")
+
+
+def change_of_length(found: checkpoint.Checkpoint, settings: TrainSettings,
+                     span_with: Callable[[TrainSettings], recipes.Span]) -> str | None:
+    """One line for the log where a run goes on with another --max_epoch than it began with; None where it does not.
+
+    span_with(settings): the stage that the step of the checkpoint belongs to. The learning rate depends on how long
+    the run is, so it jumps.
+    """
+    step, before = found.state["step"], config.current(type(settings), found.state["settings"]).get("max_epoch")
+    if before in (None, settings.max_epoch):
+        return None
+    then, now = span_with(dataclasses.replace(settings, max_epoch=before)), span_with(settings)
+    moved = f" and the stage {now.index + 1} instead of {then.index + 1}" if then.index != now.index else ""
+    if settings.schedule == "step" and not moved:  # falls after so many epochs, however long the run is
+        return None
+    return (f"note: --max_epoch was {before} and is now {settings.max_epoch}, so the schedule is another one: at step "
+            f"{step} the learning rate is {now.lr(step):.4g} where it would have been {then.lr(step):.4g}{moved}; what "
+            f"comes out is not what {settings.max_epoch} epochs from the beginning give")
 
 
 def _checkpoint(settings):

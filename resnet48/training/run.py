@@ -45,7 +45,7 @@ class Run:
 
     def span(self, step: int) -> recipes.Span:
         """The stage that a step (from 0) belongs to; the last one for what lies behind."""
-        return next((span for span in self.spans if step < span.last), self.spans[-1])
+        return recipes.span_at(self.spans, step)
 
     def state(self) -> dict:
         """Plain data for a checkpoint."""
@@ -88,8 +88,13 @@ def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, s
               recipes.in_steps(stages, settings, per_epoch, world_size), per_epoch, facts)
     found = resume.find(net, facts, settings)
     if found:
+        resume.require_length(found, run.steps, settings)
         run.load(found)
         runtime.log_main(f"resumed {found.path} at step {run.step}")
+        note = resume.change_of_length(found, settings, lambda settings: recipes.span_at(
+            recipes.in_steps(stages, settings, per_epoch, world_size), run.step))
+        if note:
+            runtime.log_main(note)
     runtime.broadcast_from_rank0(net.state_dict().values())
     if runtime.rank() == 0:
         files.write_text(os.path.join(settings.save_dir, "config.yaml"), config.dump(settings))
