@@ -101,7 +101,7 @@ def score(settings):
 def verify(settings):
     """Check a submission against the list it answers and the checkpoint it claims to come from."""
     config.require(settings, "submission", "archs")
-    digest = files.sha256_of(checkpoint.load(settings.checkpoint).weights_file) if settings.checkpoint else None
+    digest = checkpoint.weights_digest(settings.checkpoint) if settings.checkpoint else None
     findings = submission.verify(settings.submission, settings.archs, digest)
     if findings:
         raise UserError(f"{settings.submission} is not ready to submit: " + "; ".join(findings))

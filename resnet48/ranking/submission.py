@@ -9,8 +9,10 @@ import os
 import re
 from collections.abc import Sequence
 
+from ..space import description
 from ..space.arch import FULL, SearchSpace
 from ..space.arch_list import Entry, entry_problem, json_kind, read_list, read_object
+from ..space.checks import check_image_size, short
 from ..system import files
 from ..system.errors import UserError
 
@@ -118,11 +120,16 @@ def read_manifest_net(submission: str) -> tuple[SearchSpace, int, int]:
     path = manifest_path(submission)
     if not os.path.exists(path):
         return FULL, 224, 1000
+    manifest = files.read_json(path, "manifest")
     try:
-        manifest = files.read_json(path, "manifest")
-        return SearchSpace.from_dict(manifest["net"]["space"]), manifest["image_size"], manifest["net"]["num_classes"]
-    except (AttributeError, KeyError, TypeError) as error:  # another type than the one that was written
-        raise UserError(f"manifest {path} is malformed: {type(error).__name__} {error}") from error
+        if not isinstance(manifest, dict):
+            raise UserError(f"it must be an object, found {json_kind(manifest)}")
+        space, classes = description.read(manifest.get("net"))
+        if not isinstance(space, SearchSpace):
+            raise UserError("it names a standalone net, and accuracies are submitted of a supernet")
+        return space, check_image_size(manifest.get("image_size")), classes
+    except UserError as error:
+        raise UserError(f"manifest {path} is malformed: {error}") from error
 
 
 def verify(submission_path: str, list_path: str, checkpoint_digest: str | None = None) -> list[str]:
@@ -198,13 +205,13 @@ def _manifest_findings(submission_path, list_path, checkpoint_digest):
                                ("checkpoint_sha256", "checkpoint", checkpoint_digest)):
         stated = manifest.get(name)
         if not _is_digest(stated):
-            findings.append(f"manifest {path}: `{name}` must be 64 hex digits, found {stated!r}")
+            findings.append(f"manifest {path}: `{name}` must be 64 hex digits, found {short(stated)}")
         elif digest is not None and stated.lower() != digest.lower():
             findings.append(f"manifest {path} was written for another {what}: `{name}` is {stated}, "
                             f"the {what} given has {digest}")
     if manifest.get("partial") is not False:
         findings.append(f"manifest {path} does not say that the run was complete: `partial` is "
-                        f"{manifest.get('partial')!r}, `archs` is {manifest.get('archs')!r}")
+                        f"{short(manifest.get('partial'))}, `archs` is {short(manifest.get('archs'))}")
     return findings
 
 

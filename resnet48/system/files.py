@@ -113,12 +113,16 @@ def read_json(path: str, what: str) -> object:
         return seen
 
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file, object_pairs_hook=without_duplicates)
+        with open(path, encoding="utf-8-sig") as file:  # with or without the mark that Windows puts first
+            text = file.read()
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{what} {path} is not a text file: {error.reason} at byte {error.start}") from error
+    except ValueError as error:  # a path with a NUL
+        raise UserError(f"cannot read {what} {path!r}: {error}") from error
+    try:
+        return json.loads(text, object_pairs_hook=without_duplicates)
     except json.JSONDecodeError as error:
         raise UserError(f"{what} {path} is not JSON: {error.msg} in line {error.lineno}") from error
     except RecursionError as error:
@@ -146,4 +150,6 @@ def sha256_of(path: str) -> str:
                 digest.update(block)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # a path with a NUL
+        raise UserError(f"cannot read {path!r}: {error}") from error
     return digest.hexdigest()
