@@ -118,7 +118,7 @@ def test_the_state_of_the_optimizer_runs_nothing_and_is_read_to_resume_only(mark
         found.optimizer
 
 
-@pytest.mark.parametrize("width, sentence", [(10 ** 9, "base_channels takes four widths"), (2 ** 16, "is for another ne"),
+@pytest.mark.parametrize("width, sentence", [(10 ** 9, "base_channels takes four widths"), (2 ** 16, "is for another"),
                                              (0, "base_channels takes four widths")])
 def test_weights_that_claim_to_be_huge_take_no_memory(tmp_path, width, sentence):
     weights = {f"blocks.{block}.conv1.weight": np.zeros((width, 0, 3, 3)) for block in (1, 6, 11, 19)}

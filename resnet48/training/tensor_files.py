@@ -1,10 +1,10 @@
 """Reading .pdparams and .pdopt, files that are not trusted.
 
 Paddle writes them as pickles, and `paddle.load` does whatever a pickle asks for. Here the opcodes are interpreted one
-by one: they can build numpy arrays of plain numbers, dictionaries with text for keys, lists, tuples, text and numbers, and
-there is nothing in here that could call, import or set anything else. (A subclass of `pickle.Unpickler` would not do:
-without calling a foreign function it can still be made to take tens of gigabytes for one index, or to overflow the
-stack by hashing a nested tuple.)
+by one. They can build numpy arrays of plain numbers, dictionaries with text for keys, lists, tuples, text and numbers;
+nothing in here could call, import or set anything else. (A subclass of `pickle.Unpickler` would not do: without calling
+a foreign function it can still be made to take tens of gigabytes for one index, or to overflow the stack by hashing a
+nested tuple.)
 """
 
 import math
