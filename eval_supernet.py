@@ -7,7 +7,7 @@ from resnet48.evaluation import accuracy, evaluator, prefix_tree
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
 from resnet48.nets import supernet
-from resnet48.nets.export import save_inference
+from resnet48.nets.export import require_path, save_inference
 from resnet48.ranking import score as scoring, submission
 from resnet48.space import arch_list
 from resnet48.space.arch import FULL, ArchConfig
@@ -111,6 +111,7 @@ def verify(settings):
 def export(settings):
     """Write one subnet, calibrated, as an inference model for paddle.inference."""
     config.require(settings, "checkpoint", "arch")
+    require_path(settings.output)
     found = checkpoint.load(settings.checkpoint)
     net = checkpoint.build_supernet(found)
     arch, images = ArchConfig.parse(settings.arch, net.space), load_images(settings, found)
