@@ -129,6 +129,39 @@ def test_weights_that_claim_to_be_huge_take_no_memory(tmp_path, width, sentence)
         checkpoint.build(checkpoint.load(str(tmp_path / "x.pdparams")))
 
 
+def test_a_state_of_the_optimizer_that_does_not_fit_is_one_sentence(here):
+    place = f"{newest('supernet')}/net.pdopt"
+    whole = checkpoint.load("supernet").optimizer
+    key = "blocks.0.conv.weight/velocity_0"
+
+    def said(**change):
+        with open(place, "wb") as file:
+            pickle.dump({name: value for name, value in {**whole, **change}.items() if value is not None}, file)
+        sealed(newest("supernet"))
+        return refusal((*TRAINING, "--save_dir", "supernet"), here)
+
+    for value in (np.zeros(7, "float32"), "text", np.zeros(whole[key].shape, "int64"), 3, [1.0]):
+        assert f"the state of this optimizer: {key} is not a tensor of floating-point numbers [2, 3, 7, 7]" in said(
+            **{key: value})
+    for value in (np.nan, np.inf, 1e300):
+        assert f"the state of this optimizer: {key} is not finite" in said(**{key: np.full(whole[key].shape, value)})
+    assert "'' is missing, or not known" in said(velocity=whole[key])
+    assert "blocks.9.x is missing, or not known" in said(**{"blocks.9.x/velocity_0": whole[key]})
+    assert f"{key.replace('velocity', 'moment')} is missing, or not known" in said(
+        **{key: None, key.replace("velocity", "moment"): whole[key]})
+    assert "this holds weights only" in said(**dict.fromkeys(whole))
+
+
+def test_a_run_with_an_average_does_not_resume_from_the_average_alone(here):
+    words = (*TRAINING, "--save_dir", "average", "--ema", 0.9)
+    good(call(*words))
+    whole = checkpoint.load("average").optimizer
+    with open(f"{newest('average')}/net.pdopt", "wb") as file:
+        pickle.dump({name: value for name, value in whole.items() if not name.endswith("/trained")}, file)
+    sealed(newest("average"))
+    assert "holds the average of the weights, but not the weights themselves" in refusal(words, here)
+
+
 def test_no_module_unpickles():
     from test_architecture import MODULES, imported
     for module in MODULES:

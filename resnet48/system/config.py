@@ -19,20 +19,22 @@ import yaml
 from .errors import UserError
 
 MAX_SEED = 2 ** 32 - 1  # what all generators take
+LONGEST_PATH, LONGEST_NAME = 4000, 255  # in characters: what systems take, and room for names below a folder
 HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 RECIPES = os.path.join(HERE, "configs")
 
 
 def option(default: object, help: str, ge: float | None = None, gt: float | None = None, le: float | None = None,
-           choices: tuple = (), resumable: bool = False, old_names: tuple = (), old_words: dict | None = None):
-    """A field of a class of settings. ge, gt, le: the limits of its value.
+           choices: tuple = (), resumable: bool = False, old_names: tuple = (), old_words: dict | None = None,
+           any_length: bool = False):
+    """A field of a class of settings. ge, gt, le: the limits of its value. any_length: of a text that is no path.
 
     resumable: whether a run may be resumed with another value. old_names, old_words: what the setting and its values
     were called before; flags, YAML files and checkpoints that say so mean the same.
     """
     return field(default=default, metadata={
         "help": help, "ge": ge, "gt": gt, "le": le, "choices": choices, "resumable": resumable, "old_names": old_names,
-        "old_words": old_words or {}})
+        "old_words": old_words or {}, "any_length": any_length})
 
 
 class Settings:
@@ -77,6 +79,7 @@ def command_line(description: str, commands: dict, argv: list[str] | None = None
         raise UserError(f"unknown flag {flag}" + _nearest(flag.lstrip("-"), names + directives, "--")
                         if word.startswith("-") else f"unexpected argument {word!r}")
     flags = {name: value for name, value in vars(arguments).items() if name not in ("command", "config", "recipe")}
+    _require_possible("config", arguments.config or "")
     recipe = getattr(arguments, "recipe", None)
     path = arguments.config or (None if recipe else default_file)
     return function, build(config_class, _merged(config_class, _read_layers(path, recipe, config_class), flags))
@@ -191,6 +194,8 @@ def _check(name, value, hint, limits):
     except (ValueError, TypeError, OverflowError):
         expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
         raise UserError(f"--{name} takes {expected}, got {value!r}") from None
+    if kind is str and not limits["any_length"]:
+        _require_possible(name, value)
     if kind is float and not math.isfinite(value):
         raise UserError(f"--{name} takes a finite number, got {value}")
     if limits["ge"] is not None and value < limits["ge"]:
@@ -202,6 +207,15 @@ def _check(name, value, hint, limits):
     if limits["choices"] and value not in limits["choices"]:
         raise UserError(f"--{name} takes {', '.join(limits['choices'])}; got {value!r}")
     return value
+
+
+def _require_possible(name, text):
+    """Raise `UserError` for a text that no path can be. (Other texts are shorter still.)"""
+    if "\0" in text:
+        raise UserError(f"--{name} holds a NUL character, which no path can: {text[:60]!r}")
+    if len(text) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in text.split("/")):
+        raise UserError(f"--{name} has {len(text)} characters; a path has at most {LONGEST_PATH}, and {LONGEST_NAME} "
+                        f"between slashes: {text[:60]!r}...")
 
 
 def _check_items(name, value, item_class):

@@ -91,7 +91,7 @@ class ListSettings(Settings):
     archs: str = option("", "arch list in the official JSON format")
     limit: int | None = option(None, "only the first N archs: a partial submission", ge=1)
     every: int = option(1, "only every K-th arch of the list", ge=1)
-    keys: str | None = option(None, "only the archs with these keys, such as arch1,arch17")
+    keys: str | None = option(None, "only the archs with these keys, such as arch1,arch17", any_length=True)
     chunk: int | None = option(None,
                                "images that go through the tree at once, or auto: as memory and time allow [auto]",
                                ge=1)

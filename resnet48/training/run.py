@@ -66,8 +66,8 @@ class Run:
         try:
             optim.load_state(self.net, self.optimizer, optimizer_state)
         except KeyError as error:
-            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this optimizer: {error.args[0]} "
-                                             "is missing, or not known") from error
+            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this optimizer: "
+                                             f"{error.args[0] or repr('')} is missing, or not known") from error
         except ValueError as error:
             raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this optimizer: {error}"
                                              ) from error
