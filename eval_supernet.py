@@ -14,7 +14,7 @@ from resnet48.evaluation import accuracy, evaluator, prefix_tree
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
 from resnet48.nets import supernet
-from resnet48.nets.export import save_inference
+from resnet48.nets.export import require_path, save_inference
 from resnet48.ranking import score as scoring, submission
 from resnet48.space import arch_list
 from resnet48.space.arch import FULL, ArchConfig
@@ -126,7 +126,7 @@ def score(settings):
 def verify(settings):
     """Check a submission against the list it answers and the checkpoint it claims to come from."""
     config.require(settings, "submission", "archs")
-    digest = files.sha256_of(checkpoint.load(settings.checkpoint).weights_file) if settings.checkpoint else None
+    digest = checkpoint.weights_digest(settings.checkpoint) if settings.checkpoint else None
     findings = submission.verify(settings.submission, settings.archs, digest, settings.allow_unfinished)
     if findings:
         raise UserError(f"{settings.submission} is not ready to submit: " + "; ".join(findings))
@@ -136,6 +136,7 @@ def verify(settings):
 def export(settings):
     """Write one subnet, calibrated, as an inference model for paddle.inference."""
     config.require(settings, "checkpoint", "arch")
+    require_path(settings.output)
     found = checkpoint.load(settings.checkpoint)
     for ending in (".json", ".pdmodel", ".pdiparams"):
         files.require_output("--output", settings.output + ending, {"--checkpoint": found.weights_file},

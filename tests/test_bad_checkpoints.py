@@ -76,12 +76,22 @@ NOT_CHECKPOINTS = {
 }
 
 
-@reader()
+LOADING = [name for name in READERS if name != "verify"]  # which compares checksums
+
+
+@reader(*LOADING)
 @pytest.mark.parametrize("case", NOT_CHECKPOINTS)
 def test_what_is_no_checkpoint_is_refused_by_every_command_that_reads_one(here, words, case):
     make, sentence = NOT_CHECKPOINTS[case]
     make()
     assert sentence in refusal((*words, "bad.pdparams"), here)
+
+
+@pytest.mark.parametrize("case", ["missing", "a folder without one", "one byte changed", "a run without its state"])
+def test_verify_refuses_what_has_no_checksum_to_compare(here, case):
+    make, sentence = NOT_CHECKPOINTS[case]
+    make()
+    assert sentence in refusal((*VERIFY, "--checkpoint", "bad.pdparams"), here)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -120,6 +120,13 @@ def test_a_path_below_a_file_is_refused_and_says_which_folder_cannot_be_made(tmp
     assert (tmp_path / "file").read_text() == "here"
 
 
+@pytest.mark.parametrize("length", [243, 255, 300])
+def test_a_name_whose_temporary_name_is_too_long_is_refused_before_the_work(tmp_path, length):
+    with pytest.raises(UserError, match="^cannot write .*: File name too long$"):
+        files.require_writable(str(tmp_path / ("x" * length + ".json")))
+    files.require_writable(str(tmp_path / ("x" * 200 + ".json")))
+
+
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"^cannot write {re.escape(str(tmp_path))}: it is a folder$"):
         files.require_writable(str(tmp_path))

@@ -68,6 +68,10 @@ def test_weights_of_another_precision_are_converted(tmp_path, precision):
     (lambda weights: weights.update({"blocks.2.conv1.weight": np.zeros((2, 2, 1, 1))}),
      r"blocks.2.conv1.weight is \[2, 2, 1, 1\], needed is \[2, 2, 3, 3\]"),
     (lambda weights: weights["blocks.2.bn1.bias"].put(0, np.nan), "blocks.2.bn1.bias holds values that are not finite"),
+    (lambda weights: weights.update({"blocks.0.bn.bias": np.array([1e300, 0])}),
+     "blocks.0.bn.bias holds values that are not finite in float32"),
+    (lambda weights: weights.update({"blocks.0.bn.bias": np.array([0, -np.longdouble("1e4000")])}),
+     "blocks.0.bn.bias holds values that are not finite in float32"),
     (lambda weights: weights["blocks.0.bn._variance"].put(0, np.inf), "blocks.0.bn._variance holds values that are n"),
     (lambda weights: weights.update({"blocks.0.bn.bias": "text"}), "blocks.0.bn.bias is not a tensor of floating-poin"),
     (lambda weights: weights.update({"blocks.0.bn.bias": np.zeros(2, "int64")}), "blocks.0.bn.bias is not a tensor")])

@@ -73,6 +73,13 @@ class ResNet48(nn.Layer):
         return _forward(self.blocks, self.nodes, images, norm)
 
 
+def shapes(what: SearchSpace | ArchConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all that the `state_dict` of a `Supernet` of a space, or a `ResNet48` of an arch, will hold."""
+    arch = what.largest() if isinstance(what, SearchSpace) else what
+    return {f"blocks.{node.index}.{name}": shape for node in (*arch.nodes(), arch.head(num_classes))
+            for each in node.layers() for name, shape in (each.weights() | each.statistics()).items()}
+
+
 def _build(arch, num_classes):
     """The nodes of a net, and under their numbers the layers of each under their names."""
     nodes = (*arch.nodes(), arch.head(num_classes))

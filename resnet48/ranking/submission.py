@@ -9,8 +9,10 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+from ..space import description
 from ..space.arch import FULL, ArchConfig, SearchSpace
 from ..space.arch_list import Entry, entry_problem, json_kind, read_accuracies, read_list, read_object
+from ..space.checks import check_image_size
 from ..system import files
 from ..system.errors import UserError, quoted, shown
 
@@ -169,11 +171,16 @@ def read_manifest_net(submission: str) -> tuple[SearchSpace, int, int]:
     path = manifest_path(submission)
     if not os.path.exists(path):
         return FULL, 224, 1000
+    manifest = files.read_json(path, "manifest")
     try:
-        manifest = files.read_json(path, "manifest")
-        return SearchSpace.from_dict(manifest["net"]["space"]), manifest["image_size"], manifest["net"]["num_classes"]
-    except (AttributeError, KeyError, TypeError) as error:  # another type than the one that was written
-        raise UserError(f"manifest {shown(path)} is malformed: {type(error).__name__} {quoted(str(error))}") from error
+        if not isinstance(manifest, dict):
+            raise UserError(f"it must be an object, found {json_kind(manifest)}")
+        space, classes = description.read(manifest.get("net"))
+        if not isinstance(space, SearchSpace):
+            raise UserError("it names a standalone net, and accuracies are submitted of a supernet")
+        return space, check_image_size(manifest.get("image_size")), classes
+    except UserError as error:
+        raise UserError(f"manifest {shown(path)} is malformed: {error}") from error
 
 
 def verify(submission_path: str, list_path: str, checkpoint_digest: str | None = None,
@@ -260,8 +267,8 @@ def _manifest_findings(submission_path, list_path, checkpoint_digest, allow_unfi
                         f"{quoted(manifest.get('partial'))}, `archs` is {quoted(manifest.get('archs'))}")
     unfinished = manifest.get("unfinished_training")  # manifests of earlier versions do not say
     if unfinished is not None and not allow_unfinished:
-        findings.append(f"the training of the supernet was not finished ({shown(str(unfinished))}): finish it and evaluate "
-                        "again, or say --allow_unfinished")
+        findings.append(f"the training of the supernet was not finished ({shown(str(unfinished))}): finish it and "
+                        "evaluate again, or say --allow_unfinished")
     return findings
 
 

@@ -5,14 +5,14 @@ The published list writes a leading `1` (image size 224) before them; both forms
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
 from ..system.errors import UserError, quoted
+from .checks import CAPACITY, check_space
 from .nodes import Block, Head, Layer, Stem
 
-CAPACITY = (5, 5, 8, 5)  # blocks of stages 1..4 that a code has digits for
 FIRST_BLOCK = (1, 6, 11, 19)  # where each stage begins when all 23 blocks are numbered through (0 is the stem)
 STEM_DIGIT, FIRST_BLOCK_DIGIT, DIGITS = 4, 5, 51
 
@@ -30,6 +30,7 @@ class SearchSpace:
     divisor: widths are rounded to a multiple of it.
     depths: (fewest, most) blocks of each stage.
     codes: the digits that are allowed for the stem and for stages 1..4.
+    Raises `UserError` for what is not of this form, see `checks`.
     """
 
     name: str = "full"
@@ -40,11 +41,7 @@ class SearchSpace:
     codes: tuple = ("1234567",) * 5
 
     def __post_init__(self):
-        if len(self.base_channels) != 4 or any(width < 1 for width in self.base_channels):
-            raise UserError(f"base_channels takes four widths of 1 or more, such as 64,128,256,512; "
-                            f"got {','.join(map(str, self.base_channels))}")
-        if self.divisor < 1:
-            raise UserError(f"divisor must be 1 or more, got {self.divisor}")
+        check_space(self.name, self.base_channels, self.divisor, self.ratios, self.depths, self.codes)
 
     def width(self, stage: int, digit: str) -> int:
         """Channels that `digit` (a character) means in `stage` (1..4; the stem counts as stage 1)."""
@@ -92,7 +89,13 @@ class SearchSpace:
 
     @classmethod
     def from_dict(cls, data: dict) -> "SearchSpace":
-        """The inverse of `to_dict`, also after a trip through JSON, where tuples become lists."""
+        """The inverse of `to_dict`, also after a trip through JSON, where tuples become lists.
+
+        Raises `UserError` for what is not of this form.
+        """
+        names = [item.name for item in fields(cls)]
+        if not isinstance(data, dict) or not set(data) <= set(names):
+            raise UserError(f"a space is an object with {', '.join(names)}; got {quoted(data)}")
         return cls(**{name: _frozen(value) for name, value in data.items()})
 
     def _uniform(self, depths, which):
@@ -235,9 +238,15 @@ def _strip(code):
     return code[-DIGITS:], len(code) - DIGITS
 
 
+def digits_of(code: str) -> str:
+    """The 51 digits of a code of 51 or 52, which may be of any space. Raises `ArchError` for what is no code."""
+    return _strip(code)[0]
+
+
 def _listed(allowed):
     return allowed[0] if len(allowed) == 1 else f"{allowed[0]}..{allowed[-1]}"
 
 
-def _frozen(value):
-    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+def _frozen(value, levels=2):
+    """Lists as tuples; deeper ones than a space has stay lists, which it refuses."""
+    return tuple(_frozen(item, levels - 1) for item in value) if levels and isinstance(value, (list, tuple)) else value

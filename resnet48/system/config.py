@@ -87,6 +87,7 @@ def command_line(description: str, commands: dict, argv: list[str] | None = None
                         if word.startswith("-") else f"unexpected argument {quoted(word)}")
     flags = {name: value for name, value in vars(arguments).items() if name not in ("command", "config", "recipe")}
     recipe = getattr(arguments, "recipe", None)
+    _require_path("config", arguments.config or "")
     path = arguments.config and os.path.expanduser(arguments.config) or (None if recipe else default_file)
     return function, build(config_class, _merged(config_class, _read_layers(path, recipe, config_class), flags))
 

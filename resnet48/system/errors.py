@@ -18,7 +18,10 @@ def quoted(value: object) -> str:
     if isinstance(value, str):
         cut = value[:LONGEST]
         return repr(cut) + ("..." if len(cut) < len(value) else "")
-    text = reprlib.repr(value)
+    try:
+        text = reprlib.repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits
+        return f"a {type(value).__name__} that is too long to be shown"
     return text if len(text) <= LONGEST else text[:LONGEST] + "..."
 
 

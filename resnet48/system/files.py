@@ -111,7 +111,13 @@ def require_writable(path: str) -> None:
     """Raise `UserError` now, before hours of work, if `path` could not be written later. Creates nothing."""
     if os.path.isdir(path):
         raise UserError(f"cannot write {shown(path)}: it is a folder")
-    folder = os.path.dirname(os.path.abspath(path))
+    folder, name = os.path.split(os.path.abspath(path))
+    try:  # whether the temporary name that `atomic_write` will make is too long
+        os.lstat(os.path.join(folder, f".{name}.12345678{os.path.splitext(name)[1]}"))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     while not os.path.lexists(folder):  # missing folders will be created in the first one that exists
         folder = os.path.dirname(folder)
     try:
@@ -221,4 +227,6 @@ def sha256_of(path: str) -> str:
                 digest.update(block)
     except OSError as error:
         raise UserError(f"cannot read {shown(path)}: {error.strerror or error}") from error
+    except ValueError as error:  # a path with a NUL
+        raise UserError(f"cannot read {shown(path)}: {error}") from error
     return digest.hexdigest()

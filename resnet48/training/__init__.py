@@ -3,6 +3,7 @@
 Read `loop` first, the one loop for standalone nets and supernet, with `run`, the state that a step changes. `recipes`
 turns the names of a YAML file into stages; `samplers` gives the archs of a step, `objectives` its losses and gradients.
 Below them stand `optim` (optimizer, learning rate, moving average), `precision` (mixed precision and loss scaling),
-`metrics` (log lines, metrics.csv, VisualDL), `checkpoint` (what is saved, and how it is checked when it is read),
-`foreign_weights` (those of other programs) and `resume` (where a run resumes, and what must not have changed).
+`metrics` (log lines, metrics.csv, VisualDL), `checkpoint` (what is saved, and how it is checked when it is read), with
+`tensor_files` (.pdparams and .pdopt, read without running what is in them), `run_state` (state.json) and
+`foreign_weights` (those of other programs), and `resume` (where a run resumes, and what must not have changed).
 """

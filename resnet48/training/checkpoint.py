@@ -7,14 +7,13 @@ final.json beside it.
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import paddle
@@ -22,30 +21,36 @@ from paddle import nn
 
 from ..images.datasets import ImageSet
 from ..nets import supernet
-from ..space.arch import ArchConfig, SearchSpace
+from ..space import description
+from ..space.arch import SearchSpace
 from ..space.nodes import HEAD
 from ..system import files
 from ..system.errors import UserError
-from . import foreign_weights, optim
+from . import foreign_weights, optim, run_state, tensor_files
+from .run_state import OPTIMIZER, STATE, WEIGHTS
+from .tensor_files import CheckpointError
 
-WEIGHTS, OPTIMIZER, STATE = "net.pdparams", "net.pdopt", "state.json"
 FINAL = {WEIGHTS: "final.pdparams", OPTIMIZER: "final.pdopt", STATE: "final.json"}
 TRAINED = "/trained"  # ends the names of weights in net.pdopt that are averaged in net.pdparams
 
 
-class CheckpointError(UserError):
-    """A checkpoint that is missing, corrupt, foreign or for another net."""
-
-
 @dataclass
 class Checkpoint:
-    """What was read: weights by parameter name (numpy), optimizer state by structured name, and state.json."""
+    """What was read: weights by parameter name (numpy) and state.json.
+
+    optimizer_file: None for weights alone.
+    """
 
     path: str
     weights_file: str
+    optimizer_file: str | None
     weights: dict
-    optimizer: dict
     state: dict
+
+    @cached_property
+    def optimizer(self) -> dict:
+        """The optimizer's state by structured name, read when a run resumes. Raises `CheckpointError`."""
+        return tensor_files.read(self.optimizer_file) if self.optimizer_file else {}
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -70,7 +75,7 @@ def save(run_folder: str, net: nn.Layer, optimizer: paddle.optimizer.Optimizer, 
         complete = json.loads(json.dumps({"net": describe(net), **state}))
         digests = {name: files.sha256_of(os.path.join(temporary, name)) for name in (WEIGHTS, OPTIMIZER)}
         with open(os.path.join(temporary, STATE), "w") as file:
-            json.dump({**complete, "sha256": {**digests, STATE: _digest(complete)}}, file, indent=1)
+            json.dump({**complete, "sha256": {**digests, STATE: run_state.digest(complete)}}, file, indent=1)
         for name in (WEIGHTS, OPTIMIZER, STATE, "."):
             _fsync(os.path.join(temporary, name))
         shutil.rmtree(target, ignore_errors=True)  # the same step again: after a resume the content is the same too
@@ -113,12 +118,6 @@ def _clear_leftovers(run_folder):
                 os.unlink(left)
 
 
-def _digest(state):
-    """SHA-256 of the content of state.json, without the checksums themselves."""
-    content = {name: value for name, value in state.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
 def _fsync(path):
     """Wait until a file, or the entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -142,25 +141,52 @@ def load(path: str) -> Checkpoint:
 
     Raises `CheckpointError` for a path that is missing, corrupt or not a checkpoint.
     """
-    if os.path.isdir(os.path.join(path, "checkpoints")):
-        found = newest(path)
-        if found is None:
-            raise CheckpointError(f"{path} holds no complete checkpoint")
-        return found
+    if _is_run(path):
+        return _newest_of(path)
+    return _read_folder(path) if os.path.isfile(os.path.join(path, STATE)) else _read_file(_weights_file(path))
+
+
+def weights_digest(path: str) -> str:
+    """SHA-256 of the weights of a checkpoint, named as for `load`, of which nothing but the checksums is looked at.
+
+    Raises `CheckpointError` for a path that is missing, or is not what the checksums beside it say.
+    """
+    if _is_run(path):
+        return files.sha256_of(_newest_of(path, run_state.check_folder)[1])
     if os.path.isfile(os.path.join(path, STATE)):
-        return _read_folder(path)
+        return files.sha256_of(run_state.check_folder(path)[1])
+    weights = _weights_file(path)
+    run_state.beside(weights)
+    return files.sha256_of(weights)
+
+
+def _is_run(path):
+    return os.path.isdir(os.path.join(path, "checkpoints"))
+
+
+def _newest_of(run_folder, read=None):
+    found = newest(run_folder, read=read)
+    if found is None:
+        raise CheckpointError(f"{run_folder} holds no complete checkpoint")
+    return found
+
+
+def _weights_file(path):
     weights = path if path.endswith(".pdparams") else path + ".pdparams"  # Paddle's own tools leave the ending out
     if not os.path.isfile(weights):
-        raise CheckpointError(f"there is no checkpoint at {path}; expected is a run's folder, a checkpoint's folder or "
-                              "a .pdparams file")
-    return _read_file(weights)
+        raise CheckpointError(f"there is no checkpoint at {path}; expected is a run's folder, a "
+                              "checkpoint's folder or a .pdparams file")
+    return weights
 
 
-def newest(run_folder: str, report: Callable[[str], None] = print) -> Checkpoint | None:
-    """The newest complete checkpoint of a run, or None. Corrupt ones are reported by `report` and skipped."""
+def newest(run_folder: str, report: Callable[[str], None] = print, read: Callable | None = None) -> Checkpoint | None:
+    """The newest complete checkpoint of a run, or None. Corrupt ones are reported by `report` and skipped.
+
+    read: what reads a checkpoint's folder [weights and state].
+    """
     for name in sorted(_folders(run_folder), reverse=True):
         try:
-            return _read_folder(os.path.join(run_folder, "checkpoints", name))
+            return (read or _read_folder)(os.path.join(run_folder, "checkpoints", name))
         except CheckpointError as error:
             report(f"{error}; trying the one before")
     return None
@@ -176,53 +202,31 @@ def _folders(run_folder):
     return [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{8,}", name)] if os.path.isdir(folder) else []
 
 
+def read_all(folder: str) -> Checkpoint:
+    """A checkpoint's folder with the optimizer's state, as a run needs it to resume. Raises `CheckpointError`."""
+    found = _read_folder(folder)
+    found.optimizer  # is read here, so that an unreadable one is passed over like any other corrupt checkpoint
+    return found
+
+
 def _read_folder(folder):
-    state = _read_state(os.path.join(folder, STATE), folder)
-    for name in (WEIGHTS, OPTIMIZER):
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path) or files.sha256_of(path) != state["sha256"].get(name):
-            raise CheckpointError(f"the checkpoint {folder} is corrupt: {name} is not what was written")
-    weights_file = os.path.join(folder, WEIGHTS)
-    return Checkpoint(folder, weights_file, _load_tensors(weights_file), _load_tensors(os.path.join(folder, OPTIMIZER)),
-                      state)
-
-
-def _read_state(path, checkpoint):
-    try:
-        state = files.read_json(path, "the state of the checkpoint")
-    except UserError as error:
-        raise CheckpointError(f"the checkpoint {checkpoint} is corrupt: {error}") from error
-    sums = state.get("sha256") if isinstance(state, dict) else None
-    if not isinstance(sums, dict) or sums.get(STATE, _digest(state)) != _digest(state):
-        raise CheckpointError(f"the checkpoint {checkpoint} is corrupt: {path} is not what was written")
-    return state
+    state, weights_file, optimizer_file = run_state.check_folder(folder)
+    return Checkpoint(folder, weights_file, optimizer_file, tensor_files.read(weights_file), state)
 
 
 def _read_file(path):
-    weights = foreign_weights.canonical(_load_tensors(path))
-    beside = os.path.join(os.path.dirname(path), STATE) if os.path.basename(path) == WEIGHTS \
-        else path[:-len(".pdparams")] + ".json"
-    state = files.read_json(beside, "the state of the checkpoint") if os.path.isfile(beside) else {}
-    if not isinstance(state, dict) or "net" not in state:  # weights of another program, whatever the file beside is
-        state = {"net": foreign_weights.net_of(weights)}
-        if state["net"] is None:
+    state = run_state.beside(path)
+    weights = foreign_weights.canonical(tensor_files.read(path))
+    if state is None:  # weights of another program
+        try:
+            net = foreign_weights.net_of(weights)
+        except UserError as error:
+            raise CheckpointError(f"{path} does not hold a ResNet48: {error}") from error
+        if net is None:
             raise CheckpointError(f"{path} does not hold a ResNet48: it has no blocks.1 .. blocks.{HEAD}, but for "
                                   f"example {next(iter(weights), 'nothing')!r}")
-    elif "sha256" in state and _read_state(beside, path)["sha256"].get(WEIGHTS) != files.sha256_of(path):
-        raise CheckpointError(f"the checkpoint {path} is corrupt: it is not what {beside} describes")
-    return Checkpoint(path, path, weights, {}, state)
-
-
-def _load_tensors(path):
-    try:
-        content = paddle.load(path, return_numpy=True)
-    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError, ImportError, AttributeError,
-            IndexError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a Paddle checkpoint, or is corrupt: {str(error).splitlines()[0]}"
-                              if str(error) else f"{path} is not a Paddle checkpoint, or is corrupt") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(f"{path} does not hold named weights, but a {type(content).__name__}")
-    return content
+        state = {"net": net}
+    return Checkpoint(path, path, None, weights, state)
 
 
 # --- from a checkpoint to a net ---------------------------------------------------------------------------------------
@@ -230,15 +234,13 @@ def _load_tensors(path):
 def build(checkpoint: Checkpoint) -> supernet.Supernet | supernet.ResNet48:
     """The net that a checkpoint holds, with its weights."""
     try:
-        what = checkpoint.state["net"]
-        if what["kind"] == "supernet":
-            net = supernet.Supernet(SearchSpace.from_dict(what["space"]), what["num_classes"])
-        else:
-            stages = tuple(tuple(map(tuple, stage)) for stage in what["stages"])
-            depths = tuple(map(len, stages))
-            net = supernet.ResNet48(ArchConfig(what["arch"], depths, what["stem"], stages), what["num_classes"])
-    except (KeyError, TypeError) as error:
+        what, classes = description.read(checkpoint.state.get("net"))
+    except UserError as error:
         raise CheckpointError(f"the state of the checkpoint {checkpoint.path} is not complete: {error}") from error
+    kind = supernet.Supernet if isinstance(what, SearchSpace) else supernet.ResNet48
+    # Before the net is made, so that what a few bytes claim to be of its size takes no memory.
+    _require_shapes(supernet.shapes(what, classes), checkpoint.weights, checkpoint.path)
+    net = kind(what, classes)
     load_weights(net, checkpoint.weights, checkpoint.path)
     return net
 
@@ -260,6 +262,20 @@ def fits(net: nn.Layer, weights: dict[str, np.ndarray]) -> bool:
 def load_weights(net: nn.Layer, weights: dict[str, np.ndarray], path: str) -> None:
     """Load every weight; raise `CheckpointError` unless names and shapes are exactly the net's and all are finite."""
     own = net.state_dict()
+    _require_shapes({name: tuple(value.shape) for name, value in own.items()}, weights, path)
+    converted = {}
+    for name, value in weights.items():
+        with np.errstate(over="ignore"):  # a float64 beyond the range of float32 becomes infinite, and that is seen
+            converted[name] = value.astype(str(own[name].dtype).removeprefix("paddle."))
+        if not np.isfinite(converted[name]).all():
+            raise CheckpointError(f"{path} is broken: {name} holds values that are not finite in "
+                                  f"{converted[name].dtype}")
+    # Paddle skips a weight of another precision with a warning.
+    net.set_state_dict({name: paddle.to_tensor(value) for name, value in converted.items()})
+
+
+def _require_shapes(own, weights, path):
+    """Raise `CheckpointError` unless `weights` are numbers with exactly these names and shapes: {name: tuple}."""
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or extra:
         raise CheckpointError(f"{path} is for another net: {len(missing)} weights are missing "
@@ -268,15 +284,11 @@ def load_weights(net: nn.Layer, weights: dict[str, np.ndarray], path: str) -> No
     for name, value in weights.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
             raise CheckpointError(f"{path} is broken: {name} is not a tensor of floating-point numbers")
-        if list(value.shape) != list(own[name].shape):
-            classes = f"; it was trained on {value.shape[-1]} classes, not on {own[name].shape[-1]}" \
-                if name.startswith(f"blocks.{HEAD}.fc") and value.shape[-1] != own[name].shape[-1] else ""
+        if value.shape != own[name]:
+            classes = f"; it was trained on {value.shape[-1]} classes, not on {own[name][-1]}" \
+                if name.startswith(f"blocks.{HEAD}.fc") and value.shape[-1:] != own[name][-1:] else ""
             raise CheckpointError(f"{path} is for another net: {name} is {list(value.shape)}, "
-                                  f"needed is {list(own[name].shape)}{classes}")
-        if not np.isfinite(value).all():
-            raise CheckpointError(f"{path} is broken: {name} holds values that are not finite")
-    # Paddle skips a weight of another precision with a warning.
-    net.set_state_dict({name: paddle.to_tensor(value, own[name].dtype) for name, value in weights.items()})
+                                  f"needed is {list(own[name])}{classes}")
 
 
 def require_classes(net: nn.Layer, images: ImageSet, path: str) -> None:

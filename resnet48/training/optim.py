@@ -155,7 +155,7 @@ def load_state(net: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, stat
     """The inverse of `state_by_name`, into a new optimizer.
 
     Parameters that had no gradient yet have no state. Raises `KeyError` for what the net or this kind of optimizer does
-    not have, or has and the state lacks.
+    not have, or has and the state lacks, and `ValueError` for a value of another shape or type, or that is not finite.
     """
     given = {}
     for key, value in state.items():
@@ -175,7 +175,14 @@ def load_state(net: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, stat
         for kind in sorted(tensors.keys() ^ given[name].keys()):
             raise KeyError(f"{name}/{kind}")
         for kind, tensor in tensors.items():
-            tensor.set_value(given[name][kind])
+            value = given[name][kind]
+            if not isinstance(value, np.ndarray) or list(value.shape) != list(tensor.shape) or value.dtype.kind != "f":
+                raise ValueError(f"{name}/{kind} is not a tensor of floating-point numbers {list(tensor.shape)}")
+            with np.errstate(over="ignore"):
+                value = value.astype(str(tensor.dtype).removeprefix("paddle."))
+            if not np.isfinite(value).all():
+                raise ValueError(f"{name}/{kind} is not finite")
+            tensor.set_value(value)
 
 
 def _state_tensors(net, optimizer):

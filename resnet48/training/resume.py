@@ -15,6 +15,9 @@ from . import checkpoint, recipes
 UNCHANGED = {"ranks": "processes", "classes": "classes", "images": "training images",
              "names": "names of the training images"}
 
+#: What state.json must hold for a run to resume.
+NEEDED = ("step", "best", "best_step", "accuracies", "settings", "net")
+
 
 def find(net: paddle.nn.Layer, facts: dict, settings: TrainSettings) -> checkpoint.Checkpoint | None:
     """The checkpoint that a run resumes from, or None for one that begins.
@@ -91,7 +94,7 @@ def _checkpoint(settings):
         return None
     if settings.resume != "auto":
         return checkpoint.load(settings.resume)
-    found = checkpoint.newest(settings.save_dir, runtime.log_main)
+    found = checkpoint.newest(settings.save_dir, runtime.log_main, checkpoint.read_all)
     if found is None and holds_a_run:  # starting a new run here would hide that something is wrong
         raise UserError(f"none of the checkpoints in {settings.save_dir} can be read; another --save_dir starts a new "
                         "run")
@@ -101,6 +104,9 @@ def _checkpoint(settings):
 
 
 def _require_optimizer(found):
+    missing = [name for name in NEEDED if name not in found.state]
+    if "step" not in missing and missing and found.optimizer:
+        raise checkpoint.CheckpointError(f"--resume {found.path}: its state lacks {', '.join(missing)}")
     if "step" not in found.state or not found.optimizer:
         raise UserError(f"--resume {found.path}: this holds weights only; --pretrained starts from them")
 

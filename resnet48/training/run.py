@@ -57,15 +57,24 @@ class Run:
     def load(self, found: checkpoint.Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
         trained, optimizer_state = checkpoint.trained_weights(found)
+        if self.ema and trained is found.weights:
+            raise checkpoint.CheckpointError(f"{found.path} holds the average of the weights, but not the weights "
+                                             "themselves, so the run cannot resume")
         checkpoint.load_weights(self.net, trained, found.path)
         if self.ema:
             checkpoint.load_weights(self.ema.net, found.weights, found.path)
         try:
             optim.load_state(self.net, self.optimizer, optimizer_state)
         except KeyError as error:
-            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this optimizer: {error.args[0]} "
-                                             "is missing, or not known") from error
-        self.precision.load(found.state.get("scaler"))
+            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this optimizer: "
+                                             f"{error.args[0] or repr('')} is missing, or not known") from error
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this optimizer: {error}"
+                                             ) from error
+        try:
+            self.precision.load(found.state.get("scaler"))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of the loss scaler") from error
         for name in ("step", "best", "best_step", "accuracies"):
             setattr(self, name, found.state[name])
         self.saved = found.path
