@@ -101,10 +101,16 @@ class Sample:
 
     @classmethod
     def of(cls, images: datasets.ImageSet, val_images: int | None, calib_images: int, seed: int) -> "Sample":
-        """A pure function of the arguments. val_images: None for all; calib_images: 0 to inherit statistics."""
+        """A pure function of the arguments. val_images: None for all; calib_images: 0 to inherit statistics.
+
+        Raises `UserError` for so few calibration images that statistics of the last stage cannot be computed.
+        """
         count = len(images.val) if val_images is None else val_images
-        return cls(images, datasets.balanced_sample(images.val.labels, count, seed),
-                   datasets.balanced_sample(images.train.labels, calib_images, seed))
+        calibration = datasets.balanced_sample(images.train.labels, calib_images, seed)
+        if len(calibration):
+            layers.require_values(len(calibration), images.size, f"{len(calibration)} calibration image(s)",
+                                  "more --calib_images (and training images), or a larger --image_size")
+        return cls(images, datasets.balanced_sample(images.val.labels, count, seed), calibration)
 
     @cached_property
     def validation_images(self) -> tuple[np.ndarray, np.ndarray]:
@@ -124,11 +130,10 @@ class Sample:
             return None
         return cache.decoded(self.images, self.images.train, self.calibration, "calibration images")[0]
 
-    def fingerprints(self) -> dict[str, str | None]:
-        """What the validation and the calibration images depend on, see `cache.fingerprint`."""
-        size, skip_bad = self.images.size, self.images.skip_bad
-        return {"validation": cache.fingerprint(self.images.val, self.validation, size, skip_bad),
-                "calibration": cache.fingerprint(self.images.train, self.calibration, size, skip_bad)
+    def fingerprints(self, folder: str | None = None) -> dict[str, str | None]:
+        """What the validation and the calibration images depend on; folder: as for `cache.fingerprint`."""
+        return {"validation": cache.fingerprint(self.images, self.images.val, self.validation, folder),
+                "calibration": cache.fingerprint(self.images, self.images.train, self.calibration, folder)
                 if len(self.calibration) else None}
 
 

@@ -27,6 +27,9 @@ def exit_on_user_error(main: Callable) -> object:
     A keyboard interrupt ends it without a stack trace too, with the exit code that shells use, and so does running out
     of memory, on the host or on a GPU.
     """
+    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8, and a terminal may know ASCII only
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main()
     except Stopped:
