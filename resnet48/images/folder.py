@@ -27,7 +27,8 @@ class LeftOut:
         """One sentence, or None where nothing is left out."""
         if not self.kinds:
             return None
-        parts = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
+        parts = ", ".join(f"{count} {kind}" for kind, count in sorted(
+            self.kinds.items(), key=lambda item: (-item[1], item[0])))
         return (f"{sum(self.kinds.values())} entries of {root} are not used: {parts}; "
                 f"the first is {os.path.relpath(self.first, root)}; images are regular files in train/<class>/ and "
                 f"val/<class>/ that end in {', '.join(EXTENSIONS)}")
