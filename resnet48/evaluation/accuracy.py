@@ -108,8 +108,7 @@ class Sample:
         count = len(images.val) if val_images is None else val_images
         calibration = datasets.balanced_sample(images.train.labels, calib_images, seed)
         if len(calibration):
-            layers.require_values(len(calibration), images.size, f"{len(calibration)} calibration image(s)",
-                                  "more --calib_images (and training images), or a larger --image_size")
+            _require_enough(len(calibration), images.size)
         return cls(images, datasets.balanced_sample(images.val.labels, count, seed), calibration)
 
     @cached_property
@@ -124,17 +123,24 @@ class Sample:
     def calibration_images(self) -> np.ndarray | None:
         """The calibration images, decoded once: uint8 [N, 3, S, S], or None where there are to be none.
 
-        Raises `datasets.BadImage`.
+        Raises `datasets.BadImage`, and `UserError` where too few are readable.
         """
         if not len(self.calibration):
             return None
-        return cache.decoded(self.images, self.images.train, self.calibration, "calibration images")[0]
+        pixels = cache.decoded(self.images, self.images.train, self.calibration, "calibration images")[0]
+        _require_enough(len(pixels), self.images.size)  # unreadable ones may have been left out
+        return pixels
 
     def fingerprints(self, folder: str | None = None) -> dict[str, str | None]:
         """What the validation and the calibration images depend on; folder: as for `cache.fingerprint`."""
         return {"validation": cache.fingerprint(self.images, self.images.val, self.validation, folder),
                 "calibration": cache.fingerprint(self.images, self.images.train, self.calibration, folder)
                 if len(self.calibration) else None}
+
+
+def _require_enough(count, image_size):
+    layers.require_values(count, image_size, f"{count} calibration image(s)",
+                          "more --calib_images (and training images), or a larger --image_size")
 
 
 def calibration_images(images: datasets.ImageSet, count: int, seed: int) -> np.ndarray | None:
