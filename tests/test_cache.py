@@ -291,7 +291,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(images, tmp_path, monkey
 
 
 SPOILT = {
-    "cut off": lambda path, content: path.write_bytes(content[:-5]), "empty": lambda path, content: path.write_bytes(b""),
+    "cut off": lambda path, content: path.write_bytes(content[:-5]),
+    "empty": lambda path, content: path.write_bytes(b""),
     "zeros": lambda path, content: path.write_bytes(bytes(len(content))),
     "one bit": lambda path, content: path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:]),
     "one bit of the checksum": lambda path, content: path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) +

@@ -196,8 +196,8 @@ def test_a_training_with_too_few_values_per_channel_is_refused(root, tmp_path, w
 
 
 def test_a_larger_image_size_gives_enough_values(root, tmp_path):
-    good(call("train_supernet.py", "run", *SMALL, "--image_dir", root, "--save_dir", tmp_path / "run", "--batch_size", 4,
-              "--image_size", 64, "--eval_freq", 0))
+    good(call("train_supernet.py", "run", *SMALL, "--image_dir", root, "--save_dir", tmp_path / "run",
+              "--batch_size", 4, "--image_size", 64, "--eval_freq", 0))
 
 
 @pytest.mark.parametrize("count, size, fine", [(7, 32, False), (8, 32, True), (1, 64, False), (2, 64, True),

@@ -332,7 +332,8 @@ def test_a_plan_with_one_number_changed_is_not_believed(tmp_path, key, value):
 def test_where_a_finished_evaluation_does_not_count_the_input_that_differs_is_named(tmp_path, change, why):
     first = open_journal(tmp_path)
     assert first.unlike is None and open_journal(tmp_path).unlike is None
-    assert open_journal(tmp_path, **change).unlike == f"the evaluation in {first.folder} does not count for this one: {why}"
+    said = open_journal(tmp_path, **change).unlike
+    assert said == f"the evaluation in {first.folder} does not count for this one: {why}"
 
 
 def test_what_fresh_may_not_delete_is_not_used_again_in_silence(tmp_path, monkeypatch):
@@ -475,3 +476,20 @@ def test_a_journal_that_is_deleted_meanwhile_is_one_sentence(tmp_path):
     os.rmdir(journal.folder)
     with pytest.raises(UserError, match="^cannot continue in .*: No such file or directory$"):
         list(run_tasks(journal, journal.counts_tasks(), None, (0, 1)))
+
+
+def test_evaluations_can_be_listed_and_removed_but_not_while_a_process_works_on_them(tmp_path):
+    first, second = open_journal(tmp_path), open_journal(tmp_path, images=9)
+    words = [sys.executable, "-m", "resnet48", "cache", "--cache_dir", str(tmp_path)]
+
+    def command(*more):
+        return subprocess.run([*words, *more], cwd=ROOT, capture_output=True, text=True)
+
+    names = {os.path.basename(journal.folder) for journal in (first, second)}
+    assert {line.split()[0] for line in command().stdout.splitlines() if "an evaluation" in line} == names
+    other = holder(first.path(first.counts_tasks()[0]))
+    refused = command("--remove", os.path.basename(first.folder))
+    assert refused.returncode == 2 and "a process works on the evaluation in" in refused.stderr
+    end(other)
+    assert command("--remove", os.path.basename(first.folder)).returncode == 0
+    assert not os.path.exists(first.folder) and os.path.exists(second.folder)
