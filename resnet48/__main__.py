@@ -1,13 +1,18 @@
-"""Arch codes on the command line: describe one, sample a list.
+"""Arch codes and what is kept on disk: describe one, sample a list, list a cache and remove from it.
 
     python -m resnet48 describe CODE
     python -m resnet48 sample N --output list.json
+    python -m resnet48 cache --cache_dir DIR [--days 30] [--remove all]
 """
 
+import os
 import sys
+import time
 
 import numpy as np
 
+from .evaluation import journal
+from .images import cache_files
 from .space.arch import FULL, ArchConfig, ArchError, named_space
 from .system import config, files, options, streams
 from .system.errors import UserError, exit_on_user_error
@@ -44,12 +49,44 @@ def sample(settings) -> None:
     print(f"wrote {settings.output}: {len(codes)} archs of the {settings.space} space, seed {settings.seed}")
 
 
+def cache(settings) -> None:
+    """cache --cache_dir DIR: what is kept there and when it was used last; --remove NAMES or all."""
+    config.require(settings, "cache_dir")
+    folder, before = settings.cache_dir, time.time() - 86400 * settings.days
+    files.remove_leftovers(folder, cache_files.owner)
+    found = [each for each in cache_files.kept(folder) + _journals(folder) if not settings.days or each.used < before]
+    print(_aligned([["name", "MB", "last used", "holds"], *(
+        [each.name, f"{each.bytes / 1e6:.1f}", time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used)), each.what]
+        for each in found)]))
+    if not settings.remove:
+        return
+    names = [each.name for each in found] if settings.remove == "all" else settings.remove.split(",")
+    by_name = {each.name: each for each in found}
+    for name in names:
+        if name not in by_name:
+            raise UserError(f"--remove {name}: {folder} lists nothing of this name")
+    for each in map(by_name.get, names):
+        if each.paths:
+            cache_files.remove(folder, each)
+        else:
+            journal.remove(os.path.join(folder, each.name))
+    print(f"removed {len(names)}, {sum(by_name[name].bytes for name in names) / 1e6:.1f} MB")
+
+
+def _journals(root):
+    return [cache_files.Kept(os.path.basename(folder), "an evaluation",
+                             sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()),
+                             os.stat(folder).st_mtime, ())
+            for folder in journal.journals(root)]
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if len(argv) > 1 and argv[0] in FIRST_WORD and not argv[1].startswith("-"):
         argv.insert(1, f"--{FIRST_WORD[argv[0]]}")
     function, settings = config.command_line(__doc__.splitlines()[0], {
-        "describe": (describe, options.DescribeSettings, None), "sample": (sample, options.SampleSettings, None)}, argv)
+        "describe": (describe, options.DescribeSettings, None), "sample": (sample, options.SampleSettings, None),
+        "cache": (cache, options.CacheSettings, None)}, argv)
     function(settings)
 
 

@@ -1,13 +1,17 @@
 import os
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import processes
 import pytest
-from commands import PATIENCE, image_folder
+from commands import PATIENCE, call, good, image_folder
+from conftest import ROOT
 
-from resnet48.images import cache, datasets
+from resnet48.images import cache, datasets, fingerprints
 from resnet48.system.errors import UserError
 
 SIZE = 20
@@ -89,8 +93,15 @@ def test_the_same_files_under_another_path_are_the_same_source(images, tmp_path,
 
 # ---- what is not taken for the same
 
-def changed_time(path):
-    os.utime(path, ns=(0, os.stat(path).st_mtime_ns + 1))
+def changed_content(path):
+    """One byte in the middle, with the times that it had."""
+    times = os.stat(path)
+    with open(path, "r+b") as file:
+        file.seek(times.st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def changed_size(path):
@@ -104,6 +115,16 @@ def changed_name(path):
     os.rename(path, path.replace("1.png", "1a.png"))  # at the same place in the order
 
 
+def age(monkeypatch):
+    """Let all files be old enough for their digests to be remembered."""
+    now = time.time() + 60
+    monkeypatch.setattr("time.time", lambda: now)
+
+
+def fingerprint(images, split, indices=range(9), **more):
+    return cache.fingerprint(replace(images, **more), split, indices)
+
+
 def test_a_changed_file_is_decoded_again(images, tmp_path):
     old = np.array(decoded(images, tmp_path / "cache")[0])
     shutil.copyfile(images.val.images[0], images.val.images[4])
@@ -112,16 +133,54 @@ def test_a_changed_file_is_decoded_again(images, tmp_path):
     assert not np.array_equal(found[0], old)
 
 
-@pytest.mark.parametrize("change", [changed_time, changed_size, changed_name])
-def test_time_size_and_name_of_each_file_are_in_the_fingerprint(images, tmp_path, change):
-    before = cache.fingerprint(images.val, range(9), SIZE)
+@pytest.mark.parametrize("remembered", [False, True])
+@pytest.mark.parametrize("change", [changed_content, changed_size, changed_name])
+def test_content_size_and_name_of_each_file_are_in_the_fingerprint(images, tmp_path, monkeypatch, change,
+                                                                     remembered):
+    folder = {"cache_dir": str(tmp_path / "cache")} if remembered else {}
+    age(monkeypatch)
+    before = fingerprint(images, images.val, **folder)
     change(images.val.images[4])
-    assert cache.fingerprint(load(tmp_path / "images").val, range(9), SIZE) != before
+    assert fingerprint(images, load(tmp_path / "images").val, **folder) != before
+
+
+def test_times_of_files_are_not_in_the_fingerprint(images, tmp_path):
+    before = fingerprint(images, images.val, cache_dir=str(tmp_path / "cache"))
+    for path in images.val.images:
+        os.utime(path, ns=(0, 1))
+    assert fingerprint(images, images.val, cache_dir=str(tmp_path / "cache")) == before
+    shutil.copytree(tmp_path / "images", tmp_path / "copied", copy_function=shutil.copyfile)
+    assert fingerprint(images, load(tmp_path / "copied").val) == before
+
+
+def test_a_second_start_reads_only_files_that_have_changed(images, tmp_path, monkeypatch):
+    folder, read, original = {"cache_dir": str(tmp_path / "cache")}, [], fingerprints._digest
+    monkeypatch.setattr(fingerprints, "_digest", lambda path: (read.append(path), original(path))[1])
+    before = fingerprint(images, images.val, **folder)
+    assert sorted(read) == images.val.images
+    fingerprint(images, images.val, **folder)  # files that have just been made are read again
+    assert len(read) == 18
+    age(monkeypatch)
+    fingerprint(images, images.val, **folder)
+    read.clear()
+    assert fingerprint(images, images.val, **folder) == before and read == []
+    os.utime(images.val.images[4])
+    assert fingerprint(images, images.val, **folder) == before and read == [images.val.images[4]]
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 500, "shape"])
+def test_digests_that_are_remembered_wrongly_are_not_believed(images, tmp_path, monkeypatch, damage):
+    folder = {"cache_dir": str(tmp_path / "cache")}
+    age(monkeypatch)
+    before = fingerprint(images, images.val, **folder)
+    path, = (tmp_path / "cache").glob("*.digests.npy")
+    np.save(path, np.zeros((9, 5), "int64")) if damage == "shape" else path.write_bytes(damage)
+    assert fingerprint(images, images.val, **folder) == before
 
 
 def test_which_images_in_which_order_and_how_they_are_shown_are_in_the_fingerprint(images, monkeypatch):
-    def of(indices=(0, 1, 2), size=SIZE, split=images.val, **more):
-        return cache.fingerprint(split, indices, size, **more)
+    def of(indices=(0, 1, 2), split=images.val, **more):
+        return fingerprint(images, split, indices, **more)
 
     relabelled = datasets.Split(images.val.images, images.val.labels[::-1])
     found = [of(), of((0, 1)), of((1, 0, 2)), of((0, 1, 3)), of(size=21), of(split=images.train),
@@ -131,11 +190,11 @@ def test_which_images_in_which_order_and_how_they_are_shown_are_in_the_fingerpri
     assert len(set(found)) == len(found)
 
 
-def test_built_in_images_are_told_apart_by_their_pixels_and_labels():
+def test_built_in_images_are_told_apart_by_their_pixels_and_labels(images):
     pixels, labels = np.zeros((2, 8, 8), "uint8"), np.array([0, 1])
     others = pixels.copy()
     others[1, 7, 7] = 1
-    found = {cache.fingerprint(datasets.Split(*split), range(2), SIZE)
+    found = {fingerprint(images, datasets.Split(*split), range(2))
              for split in ((pixels, labels), (others, labels), (pixels, labels[::-1]))}
     assert len(found) == 3
 
@@ -146,7 +205,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_kept(images, tmp_path):
     spoil(images.val.images[4])
     with pytest.raises(datasets.BadImage, match=images.val.images[4]):
         decoded(images, tmp_path / "cache")
-    assert [name for name in os.listdir(tmp_path / "cache") if not name.endswith(".lock")] == []
+    assert [name for name in os.listdir(tmp_path / "cache") if not name.endswith((".lock", ".digests.npy"))] == []
 
 
 def test_images_that_are_left_out_are_left_out_of_what_is_kept(images, tmp_path, monkeypatch, capsys):
@@ -228,18 +287,87 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(images, tmp_path, monkey
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="^cannot write .*pixels.npy: No space left on device$"):
         decoded(images, tmp_path / "cache")
-    assert [name for name in os.listdir(tmp_path / "cache") if not name.endswith(".lock")] == []
+    assert [name for name in os.listdir(tmp_path / "cache") if not name.endswith((".lock", ".digests.npy"))] == []
+
+
+SPOILT = {
+    "cut off": lambda path, content: path.write_bytes(content[:-5]),
+    "empty": lambda path, content: path.write_bytes(b""),
+    "zeros": lambda path, content: path.write_bytes(bytes(len(content))),
+    "one bit": lambda path, content: path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:]),
+    "one bit of the checksum": lambda path, content: path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) +
+                                                                      content[-8:]),
+    "values zeroed": lambda path, content: path.write_bytes(content[:128] + bytes(72) + content[200:]),
+    "without a checksum": lambda path, content: np.save(path, np.load(path)),
+    "one row less": lambda path, content: np.save(path, np.load(path)[1:]),
+    "another dtype": lambda path, content: np.save(path, np.load(path).astype("float64")),
+    "objects": lambda path, content: np.save(path, np.array([{}, None]))}
 
 
 @pytest.mark.parametrize("part", ["pixels", "labels"])
-def test_a_corrupt_file_is_named_and_after_deleting_it_all_is_well(images, tmp_path, part):
+@pytest.mark.parametrize("spoil_it", SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize("remembered", [False, True])
+def test_a_file_that_is_not_what_was_written_is_made_again(images, tmp_path, monkeypatch, capsys, part, spoil_it,
+                                                           remembered):
+    if remembered:
+        age(monkeypatch)
     decoded(images, tmp_path / "cache")
+    assert bool(list((tmp_path / "cache").glob("*.checked"))) == remembered
     path, = (tmp_path / "cache").glob(f"*.{part}.npy")
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match=f"^{path} is not readable .*; delete it and it is made again$"):
-        decoded(images, tmp_path / "cache")
-    path.unlink()
+    spoil_it(path, path.read_bytes())
     assert_decoded(decoded(images, tmp_path / "cache"), images)
+    assert "is not to be believed (" in capsys.readouterr().out
+    decoded(images, tmp_path / "cache")
+    assert capsys.readouterr().out == ""
+
+
+def test_files_of_other_images_are_not_believed(images, tmp_path):
+    decoded(images, tmp_path / "cache")
+    first = {path.name.split(".")[1]: path for path in (tmp_path / "cache").glob("*.*.npy")}
+    decoded(images, tmp_path / "cache", indices=range(8, -1, -1))
+    for path in (tmp_path / "cache").glob("*.*.npy"):
+        shutil.copyfile(first[path.name.split(".")[1]], path) if path not in first.values() else None
+    assert_decoded(decoded(images, tmp_path / "cache", indices=range(8, -1, -1)), images, range(8, -1, -1))
+
+
+def test_what_killed_processes_have_left_goes_with_the_next_build_unless_its_lock_is_held(images, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    dead, alive = (folder / f".{letter * 32}.pixels.npy.abc12_34.npy" for letter in "ab")
+    for path in (dead, alive):
+        path.write_bytes(b"half")
+    holding = subprocess.Popen([sys.executable, "-c", f"""
+import time
+from resnet48.system import files
+with files.locked({str(folder / ("b" * 32 + ".lock"))!r}):
+    print("held", flush=True)
+    time.sleep(600)
+"""], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holding.stdout.readline() == "held\n"
+    decoded(images, folder)
+    assert not dead.exists() and alive.exists()
+    holding.kill()
+    holding.wait()
+    holding.stdout.close()
+    decoded(images, folder, indices=range(3))
+    assert not alive.exists()
+
+
+def test_the_command_lists_what_is_kept_and_removes_it(images, tmp_path):
+    folder = tmp_path / "cache"
+    decoded(images, folder)
+    decoded(images, folder, indices=range(3))
+    listed = good(call("-m resnet48", "cache", "--cache_dir", folder)).out.splitlines()
+    names = [line.split()[0] for line in listed[1:] if line.endswith("decoded images")]
+    assert len(names) == 2
+    good(call("-m resnet48", "cache", "--cache_dir", folder, "--days", 1, "--remove", "all"))
+    assert len(list(folder.glob("*.pixels.npy"))) == 2
+    good(call("-m resnet48", "cache", "--cache_dir", folder, "--remove", names[0]))
+    assert [path.name.split(".")[0] for path in folder.glob("*.pixels.npy")] == names[1:]
+    good(call("-m resnet48", "cache", "--cache_dir", folder, "--remove", "all"))
+    assert os.listdir(folder) == []
+    assert_decoded(decoded(images, folder), images)
+    assert "lists nothing of this name" in call("-m resnet48", "cache", "--cache_dir", folder, "--remove", "x").err
 
 
 def build(folder, cache_folder, together, results):

@@ -146,7 +146,7 @@ def test_only_rank_0_writes_and_every_rank_names_the_unreadable_images_it_meets_
     with open(f"{photos}/train/ant/0.JPEG", "w") as file:
         file.write("no image")
     run([*LAUNCH, "--nproc_per_node", "2", os.path.join(ROOT, "train_supernet.py"), "run", *map(str, ENDLESS),
-         "--max_epoch", "12", "--num_workers", "0", "--image_dir", photos, "--save_dir", "run", "--calib_images", "1",
+         "--max_epoch", "12", "--num_workers", "0", "--image_dir", photos, "--save_dir", "run", "--calib_images", "16",
          "--skip_bad_images"], tmp_path)
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-00000012"]  # 24 images in batches of 2 x 8
     assert (tmp_path / "run" / "final.pdparams").exists()

@@ -1,7 +1,5 @@
 """The evaluator against the reference that runs each arch on its own, and what the names of its tasks depend on."""
 
-import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -14,7 +12,7 @@ from commands import image_folder
 
 from resnet48.evaluation import accuracy, evaluator, prefix_tree, tree_forward
 from resnet48.evaluation.journal import Journal
-from resnet48.images import cache, datasets
+from resnet48.images import datasets
 from resnet48.nets.supernet import Supernet
 from resnet48.space.arch import FULL, PUBLISHED, ArchConfig
 from resnet48.space.arch_list import Entry
@@ -176,21 +174,28 @@ def test_a_changed_input_uses_no_task_of_another_evaluation(tmp_path, folder, ne
 
 
 @pytest.mark.parametrize("part", ["val/1/1.png", "train/1/1.png"])
-@pytest.mark.parametrize("aspect", ["time", "size", "name", "content"])
+@pytest.mark.parametrize("aspect", ["size", "name", "content"])
 def test_a_changed_image_uses_no_task_of_another_evaluation(tmp_path, folder, net, part, aspect):
     archs, copy = archs_of(SPACES["pool"], "random")[:3], tmp_path / "copy"
     shutil.copytree(folder, copy)
     before, path = opened(tmp_path, net, archs, sample(load(copy), calib_images=1000)), copy / part
-    times = path.stat()
     if aspect == "size":
         path.write_bytes(path.read_bytes() + b"\0")
     elif aspect == "content":
         shutil.copyfile(copy / part.replace("/1/", "/2/"), path)
-    if aspect == "name":
+    else:
         path.rename(path.with_name("1a.png"))
-    elif aspect != "content":
-        os.utime(path, ns=(0, times.st_mtime_ns + (aspect == "time")))
-    assert opened(tmp_path, net, archs, sample(load(copy), calib_images=1000)).folder != before.folder
+    changed = opened(tmp_path, net, archs, sample(load(copy), calib_images=1000))
+    assert changed.folder != before.folder
+    what = "validation" if part.startswith("val") else "calibration"
+    assert changed.unlike == f"the evaluation in {before.folder} does not count for this one: other {what} images"
+
+
+def test_the_same_images_copied_again_find_the_same_tasks(tmp_path, folder, net):
+    archs = archs_of(SPACES["pool"], "random")[:3]
+    before = opened(tmp_path, net, archs, sample(load(folder)))
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert opened(tmp_path, net, archs, sample(load(tmp_path / "copy"))).folder == before.folder
 
 
 def test_what_the_counts_do_not_depend_on_finds_the_same_tasks(tmp_path, folder, net):
@@ -210,38 +215,13 @@ def test_other_weights_give_their_own_counts_beside_those_of_the_first(tmp_path,
     assert_same(evaluated(tmp_path, net, archs, images, "first"), first)
 
 
-@pytest.mark.parametrize("calib_images", [28, 0])
-def test_a_folder_of_the_layout_that_has_always_been_is_continued(tmp_path, images, net, monkeypatch, calib_images):
-    """Files as older versions wrote them, one of them missing: only that one is made, and no other folder is begun."""
-    monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", 3)
-    archs = archs_of(SPACES["pool"], "random")[:5]
-    counts = evaluated(tmp_path / "made", net, archs, images, calib_images=calib_images)
-    made = Journal.newest(str(tmp_path / "made"))
-    calibration = datasets.balanced_sample(images.train.labels, 28, 0)
-    inputs = {"weights": "weights", "space": net.space.to_dict(), "image_size": 32, "amp": "none",
-              "validation": cache.fingerprint(images.val, datasets.balanced_sample(images.val.labels, 90, 0), 32),
-              "calibration": cache.fingerprint(images.train, calibration, 32) if calib_images else None}
-    codes = [[f"arch{place}", arch.code] for place, arch in enumerate(archs)]
-    identity = json.dumps({"format": 1, "inputs": inputs, "codes": codes, "images": 90}, sort_keys=True)
-    old = tmp_path / "old" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    old.mkdir(parents=True)
-    (old / "plan.json").write_text(
-        json.dumps({"inputs": inputs, "codes": codes, "images": 90, "chunk": 32, "shards": 2}))
-    names = [f"counts-{chunk}-{shard}.npy" for chunk in ("0000000-0000032", "0000032-0000064", "0000064-0000090")
-             for shard in ("0000", "0001")]
-    if calib_images:
-        names += ["statistics-0000.npy", "statistics-0001.npy"]
-    missing = names.pop(3)
-    for name in names:
-        np.save(old / name, np.load(os.path.join(made.folder, name)))
-    written, write = [], Journal.write
-    monkeypatch.setattr(Journal, "write", lambda self, task, array: (written.append(self.path(task)),
-                                                                     write(self, task, array)))
-    found = evaluated(tmp_path / "old", net, archs, images, calib_images=calib_images, chunk=7)
-    assert written == [str(old / missing)] and [path for path in (tmp_path / "old").iterdir() if path.is_dir()] == [old]
-    assert_same(found, counts)
-    for name in ("plan.json", *names, missing):
-        assert (old / name).read_bytes() == pathlib.Path(made.folder, name).read_bytes()
+def test_results_of_an_earlier_version_which_have_no_checksum_are_computed_again(tmp_path, images, net, capsys, done):
+    archs, counts, journal = done
+    for task in tasks_of(journal):
+        np.save(journal.path(task), np.load(journal.path(task)))
+    assert_same(evaluated(tmp_path, net, archs, images), counts)
+    said = capsys.readouterr().out
+    assert said.count("it has no checksum, an earlier version wrote it") == 2  # once for statistics, once for counts
 
 
 # ---- what is done stays done
@@ -280,18 +260,64 @@ def test_a_deleted_task_is_the_only_one_that_is_made_again(tmp_path, images, net
     assert written == [task] and np.array_equal(journal.read(task), content)
 
 
-@pytest.mark.parametrize("corrupt, missing", [(2, None), (0, 2)], ids=["counts", "statistics"])
-def test_a_corrupt_task_stops_with_its_name_and_after_deleting_it_all_is_well(tmp_path, images, net, done, corrupt,
-                                                                              missing):
-    archs, counts, journal = done
-    path = journal.path(tasks_of(journal)[corrupt])
+def zeroed(path):
+    array = np.load(path)
+    np.save(path, np.zeros_like(array))
+
+
+def bit_flipped(path):
     with open(path, "r+b") as file:
-        file.truncate(os.path.getsize(path) - 1)
-    if missing is not None:
-        os.unlink(journal.path(tasks_of(journal)[missing]))
-    with pytest.raises(UserError, match=f"^{path} is not readable .*; delete it and it is made again$"):
-        evaluated(tmp_path, net, archs, images)
-    os.unlink(path)
+        file.seek(140)
+        byte = file.read(1)[0]
+        file.seek(140)
+        file.write(bytes([byte ^ 1]))
+
+
+SPOILT = {"zeroed": zeroed, "zeros": lambda path: pathlib.Path(path).write_bytes(bytes(os.path.getsize(path))),
+          "one row less": lambda path: np.save(path, np.load(path)[1:]), "one bit": bit_flipped,
+          "cut off": lambda path: os.truncate(path, os.path.getsize(path) - 1),
+          "another dtype": lambda path: np.save(path, np.load(path).astype("float64")),
+          "objects": lambda path: np.save(path, np.array([{}, None]))}
+
+
+@pytest.mark.parametrize("place", [0, 2, 7])
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_a_result_that_is_not_what_was_written_is_made_again(tmp_path, images, net, capsys, done, spoil, place):
+    archs, counts, journal = done
+    task = tasks_of(journal)[place]
+    content = pathlib.Path(journal.path(task)).read_bytes()
+    spoil(journal.path(task))
+    assert_same(evaluated(tmp_path, net, archs, images), counts)
+    assert f"1 results in {journal.folder} are not to be believed and are computed again, the first is {task.name}" \
+        in capsys.readouterr().out
+    assert pathlib.Path(journal.path(task)).read_bytes() == content
+
+
+def test_statistics_that_are_damaged_while_it_runs_are_measured_again(tmp_path, images, net, monkeypatch, done):
+    archs, counts, journal = done
+    for task in journal.counts_tasks():
+        os.unlink(journal.path(task))
+    write, spoilt = Journal.write, []
+
+    def write_and_spoil(self, task, array):
+        write(self, task, array)
+        if task.kind == "counts" and not spoilt:
+            spoilt.extend(self.statistics_tasks())
+            for each in spoilt:
+                zeroed(self.path(each))
+
+    monkeypatch.setattr(Journal, "write", write_and_spoil)
+    assert_same(evaluated(tmp_path, net, archs, images), counts)
+    assert len(spoilt) == 2
+
+
+@pytest.mark.parametrize("one, other", [(0, 1), (2, 3), (2, 4), (0, 2)])
+def test_results_that_were_swapped_are_made_again(tmp_path, images, net, done, one, other):
+    archs, counts, journal = done
+    paths = [journal.path(tasks_of(journal)[place]) for place in (one, other)]
+    os.rename(paths[0], tmp_path / "x")
+    os.rename(paths[1], paths[0])
+    os.rename(tmp_path / "x", paths[1])
     assert_same(evaluated(tmp_path, net, archs, images), counts)
 
 
@@ -299,7 +325,7 @@ def test_fresh_makes_every_task_again(tmp_path, images, net, done):
     archs, counts, journal = done
     task = journal.counts_tasks()[0]
     journal.write(task, journal.read(task) * [1, 0, 0])
-    assert evaluated(tmp_path, net, archs, images)[0].sum() < counts[0].sum()  # what is there is believed
+    assert evaluated(tmp_path, net, archs, images)[0].sum() < counts[0].sum()  # what a process has written is believed
     assert_same(evaluated(tmp_path, net, archs, images, fresh=True), counts)
 
 
@@ -320,7 +346,7 @@ def test_a_result_that_others_have_deleted_is_not_taken_for_a_whole_one(tmp_path
         os.unlink(self.path(self.counts_tasks()[0]))
 
     monkeypatch.setattr(Journal, "write", write_and_lose)
-    with pytest.raises(UserError, match="^results in .* have been deleted meanwhile; the same command "):
+    with pytest.raises(UserError, match="^results in .* have been deleted or damaged meanwhile; the same command "):
         evaluated(tmp_path, net, archs, images)
     monkeypatch.undo()
     assert_same(evaluated(tmp_path, net, archs, images), counts)

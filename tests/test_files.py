@@ -167,14 +167,6 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
         files.read_json(str(tmp_path), "arch list")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"not an array at all"])
-def test_an_array_that_cannot_be_read_is_named_and_may_be_deleted(tmp_path, content):
-    (tmp_path / "piece.npy").write_bytes(content)
-    for path in (str(tmp_path / "piece.npy"), str(tmp_path / "missing.npy")):
-        with pytest.raises(UserError, match=f"^{re.escape(path)} is not readable .*; delete it and it is made again$"):
-            files.read_array(path)
-
-
 # ---- locked
 
 def test_a_lock_makes_its_folder_and_is_held_until_the_block_ends(tmp_path):

@@ -1,7 +1,9 @@
 """Tasks whose results are files: who runs them, what is kept, what is counted. No Paddle in here."""
 
 import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -22,7 +24,9 @@ def open_journal(root, inputs=INPUTS, codes=CODES, images=10, chunk=4, shards=2,
 
 def rows(task):
     """Counts for a task over CODES in two shards: archs 2 and 0, then arch 1."""
-    return np.array([[2, 1, 2], [0, 1, 3]] if task.shard == 0 else [[1, 2, 2]])
+    counts = np.array([[2, 1, 2], [0, 1, 1]] if task.shard == 0 else [[1, 2, 2]])
+    counts[:, 1:] = np.minimum(counts[:, 1:], task.last - task.first)
+    return counts
 
 
 def fill(journal, tasks):
@@ -61,9 +65,9 @@ def test_the_folder_and_its_files_are_named_as_they_have_always_been(tmp_path):
     journal = open_journal(tmp_path)
     assert journal.folder == str(tmp_path / "0bfb5fada5b82cfa")
     with open(os.path.join(journal.folder, "plan.json")) as file:
-        assert file.read() == (
+        assert file.read().startswith(
             '{"inputs": {"weights": "w", "validation": "v"}, "codes": [["arch1", "c1"], ["arch2", "c2"], '
-            '["arch3", "c3"]], "images": 10, "chunk": 4, "shards": 2}')
+            '["arch3", "c3"]], "images": 10, "chunk": 4, "shards": 2, "sha256": "')
     assert [os.path.relpath(journal.path(task), journal.folder)
             for task in (*journal.statistics_tasks(), *journal.counts_tasks())] == [
         "statistics-0000.npy", "statistics-0001.npy", "counts-0000000-0000004-0000.npy",
@@ -136,11 +140,11 @@ def test_counts_are_those_of_the_chunks_that_are_done_for_all_archs(tmp_path):
     first, second, third = (journal.counts_tasks(chunk) for chunk in journal.chunks())
     fill(journal, [*first, second[0], third[1]])
     counts, images = journal.counts()
-    assert images == 4 and counts.tolist() == [[1, 3], [2, 2], [1, 2]]
+    assert images == 4 and counts.tolist() == [[1, 1], [2, 2], [1, 2]]
     assert journal.progress()[:3] == ([(0, 4)], 4, 6)
     fill(journal, [third[0]])
     counts, images = journal.counts()
-    assert images == 6 and counts.tolist() == [[2, 6], [4, 4], [2, 4]]
+    assert images == 6 and counts.tolist() == [[2, 2], [4, 4], [2, 4]]
     fill(journal, [second[1]])
     assert journal.counts()[1] == 10 and journal.progress()[1:3] == (6, 6)
 
@@ -155,42 +159,191 @@ def test_the_rate_is_that_of_the_work_and_not_of_the_pauses(tmp_path):
     assert journal.progress()[3] == pytest.approx(0.5)
 
 
-class Interrupting:
-    """Interrupts whoever writes it to a file."""
-
-    def __reduce__(self):
+def test_half_written_tasks_count_for_nothing_and_go_when_nobody_holds_them(tmp_path, monkeypatch):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-
-def test_half_written_tasks_count_for_nothing(tmp_path):
     journal = open_journal(tmp_path)
-    task = journal.counts_tasks()[0]
-    half = np.array([Interrupting()], dtype=object)
+    task, held = journal.counts_tasks()[:2]
+    monkeypatch.setattr("numpy.save", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        journal.write(task, half)
+        journal.write(task, rows(task))
+    monkeypatch.undo()
     assert os.listdir(journal.folder) == ["plan.json"]
-    left_by_a_killed_process = os.path.join(journal.folder, f".{task.name}.npy.abc123.npy")
-    with open(left_by_a_killed_process, "wb") as file:
-        file.write(b"half")
+    left = [os.path.join(journal.folder, f".{name}.npy.abc12_34.npy") for name in (task.name, held.name)]
+    for path in left:
+        with open(path, "wb") as file:
+            file.write(b"half")
     assert not journal.has(task) and journal.progress()[1] == 0
+    other = holder(journal.path(held))
+    open_journal(tmp_path)
+    assert [os.path.exists(path) for path in left] == [False, True]
+    end(other)
+    open_journal(tmp_path)
+    assert not os.path.exists(left[1])
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-@pytest.mark.parametrize("tear", [lambda content: b"", lambda content: content[:40], lambda content: content[:-5],
-                                  lambda content: b"x" * len(content)], ids=["empty", "head", "tail", "noise"])
-def test_a_corrupt_task_is_named_and_one_is_told_to_delete_it(tmp_path, tear, mapped):
+# ---- what is not believed
+
+def changed(tear):
+    """What a function makes of the bytes of a file."""
+    def spoil(path):
+        with open(path, "rb") as file:
+            content = file.read()
+        with open(path, "wb") as file:
+            file.write(tear(bytearray(content)))
+
+    return spoil
+
+
+def with_counts(counts):
+    """A file with counts that are right in form, without a checksum of them."""
+    def spoil(path):
+        np.save(path, counts)
+
+    return spoil
+
+
+def flipped(place):
+    def tear(content):
+        content[place] ^= 4
+        return content
+
+    return changed(tear)
+
+
+SPOILT = {
+    "empty": changed(lambda content: b""), "head": changed(lambda content: content[:40]),
+    "tail": changed(lambda content: content[:-5]), "noise": changed(lambda content: b"x" * len(content)),
+    "zeros": changed(lambda content: bytes(len(content))), "more": changed(lambda content: content + b"x"),
+    "without a checksum": with_counts(np.array([[1, 2, 2]])), "objects": with_counts(np.array([{}, None])),
+    "floats": with_counts(np.ones((1, 3))), "another shape": with_counts(np.array([1, 2, 2])),
+    "one bit of the data": flipped(136), "one bit of the header": flipped(30), "one bit of the checksum": flipped(-9),
+    "a folder": lambda path: [os.unlink(path), os.mkdir(path)],
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_a_result_that_is_not_what_was_written_counts_for_nothing_and_is_made_again(tmp_path, spoil):
     journal = open_journal(tmp_path)
     fill(journal, journal.counts_tasks())
-    task = journal.counts_tasks()[3]
+    expected, task = journal.counts(), journal.counts_tasks()[3]
+    spoil(journal.path(task))
+    for mapped in (False, True):
+        with pytest.raises(UserError, match=f"^{journal.path(task)} is not to be believed .*; the same command makes"):
+            journal.read(task, mapped)
+    assert not journal.has(task) and journal.counts()[1] == 6 and set(journal.rejected) == {task}
+    if os.path.isdir(journal.path(task)):
+        return
+    list(run_tasks(journal, journal.counts_tasks(), lambda each: fill(journal, [each]), (0, 1)))
+    assert np.array_equal(journal.counts()[0], expected[0]) and journal.counts()[1] == 10
+
+
+def test_not_one_bit_of_a_result_may_change(tmp_path):
+    journal = open_journal(tmp_path)
+    task = journal.counts_tasks()[0]
+    fill(journal, [task])
     with open(journal.path(task), "rb") as file:
         content = file.read()
-    with open(journal.path(task), "wb") as file:
-        file.write(tear(content))
-    for read in (journal.counts, lambda: journal.read(task, mapped)):
-        with pytest.raises(UserError) as caught:
-            read()
-        assert str(caught.value).startswith(f"{journal.path(task)} is not readable (")
-        assert str(caught.value).endswith("); delete it and it is made again")
+    for place in range(len(content)):
+        for bit in (1, 32, 128):
+            torn = bytearray(content)
+            torn[place] ^= bit
+            with open(journal.path(task), "wb") as file:
+                file.write(torn)
+            with pytest.raises(UserError):
+                journal.read(task)
+
+
+def test_results_of_other_tasks_and_other_evaluations_are_not_believed(tmp_path):
+    one, other = open_journal(tmp_path), open_journal(tmp_path, {**INPUTS, "weights": "others"})
+    for journal in (one, other):
+        fill(journal, journal.counts_tasks())
+    first, _, third, *_ = one.counts_tasks()
+    shutil.copyfile(one.path(first), one.path(third))
+    shutil.copyfile(other.path(first), one.path(first))
+    assert not one.has(first) and not one.has(third)
+    assert set(one.rejected.values()) == {"it belongs to something else"}
+
+
+@pytest.mark.parametrize("counts", [[[1, 5, 5]], [[1, -1, 2]], [[1, 2, 1]], [[3, 1, 1]], [[-1, 1, 1]],
+                                    [[1, 1, 1], [1, 1, 1]], [[1, 1]], [[0.0, 1.0, 1.0]]], ids=str)
+def test_counts_that_cannot_be_are_not_written(tmp_path, counts):
+    journal = open_journal(tmp_path)
+    with pytest.raises(UserError):
+        journal.write(journal.counts_tasks()[1], np.array(counts))
+
+
+def test_counts_of_archs_of_another_shard_are_not_believed_where_the_shards_are_known(tmp_path):
+    journal = open_journal(tmp_path)
+    fill(journal, journal.counts_tasks())
+    journal.leaves = [[0, 2], [1]]
+    assert all(map(journal.has, journal.counts_tasks()))
+    again = open_journal(tmp_path)
+    again.leaves = [[0, 1], [2]]
+    assert not any(map(again.has, again.counts_tasks()))
+
+
+def test_a_result_is_not_read_again_while_its_file_stays_as_it_is(tmp_path, monkeypatch):
+    journal = open_journal(tmp_path)
+    fill(journal, journal.counts_tasks())
+    assert all(map(journal.has, journal.counts_tasks()))
+    monkeypatch.setattr("resnet48.system.arrays.read", None)
+    assert all(map(journal.has, journal.counts_tasks()))
+
+
+PLANS = {
+    "empty": b"", "not JSON": b"{", "an array": b"[]", "a number": b"1", "null": b"null", "text": b'"plan"',
+    "not text": b"\xff\xfe", "nested": b"[" * 100_000, "without keys": b"{}",
+    "of other types": b'{"inputs": 1, "codes": 2, "images": "x", "chunk": null, "shards": []}',
+    "of an earlier version": b'{"inputs": {"weights": "w", "validation": "v"}, "codes": [["arch1", "c1"], ["arch2", '
+                             b'"c2"], ["arch3", "c3"]], "images": 10, "chunk": 4, "shards": 2}',
+}
+
+
+@pytest.mark.parametrize("content", PLANS.values(), ids=PLANS)
+def test_a_plan_that_is_not_the_one_that_was_written_is_made_again(tmp_path, content):
+    journal = open_journal(tmp_path)
+    fill(journal, journal.counts_tasks())
+    with open(os.path.join(journal.folder, "plan.json"), "wb") as file:
+        file.write(content)
+    with pytest.raises(UserError, match="the plan of the evaluation"):
+        Journal.newest(str(tmp_path))
+    again = open_journal(tmp_path)
+    assert again.unlike.endswith(": it is made again") and again.plan == journal.plan
+    assert again.counts()[1] == 10
+
+
+@pytest.mark.parametrize("key, value", [("chunk", 5), ("shards", 1), ("images", 9), ("codes", CODES[:2])])
+def test_a_plan_with_one_number_changed_is_not_believed(tmp_path, key, value):
+    journal = open_journal(tmp_path)
+    path = os.path.join(journal.folder, "plan.json")
+    with open(path) as file:
+        content = json.load(file)
+    with open(path, "w") as file:
+        json.dump({**content, key: value}, file)
+    assert open_journal(tmp_path).plan == journal.plan
+
+
+@pytest.mark.parametrize("change, why", [
+    ({"inputs": {**INPUTS, "weights": "others"}}, "other weights"), ({"codes": CODES[:2]}, "other arch list"),
+    ({"inputs": {**INPUTS, "validation": "others"}, "images": 9}, "other validation images"),
+    ({"inputs": {**INPUTS, "calibration": "c", "amp": "fp16"}}, "other precision, calibration images")], ids=str)
+def test_where_a_finished_evaluation_does_not_count_the_input_that_differs_is_named(tmp_path, change, why):
+    first = open_journal(tmp_path)
+    assert first.unlike is None and open_journal(tmp_path).unlike is None
+    said = open_journal(tmp_path, **change).unlike
+    assert said == f"the evaluation in {first.folder} does not count for this one: {why}"
+
+
+def test_what_fresh_may_not_delete_is_not_used_again_in_silence(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    open_journal(tmp_path)
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    with pytest.raises(UserError, match="^cannot delete .*: Permission denied$"):
+        open_journal(tmp_path, fresh=True)
 
 
 def test_without_an_evaluation_the_error_says_what_begins_one(tmp_path):
@@ -323,3 +476,20 @@ def test_a_journal_that_is_deleted_meanwhile_is_one_sentence(tmp_path):
     os.rmdir(journal.folder)
     with pytest.raises(UserError, match="^cannot continue in .*: No such file or directory$"):
         list(run_tasks(journal, journal.counts_tasks(), None, (0, 1)))
+
+
+def test_evaluations_can_be_listed_and_removed_but_not_while_a_process_works_on_them(tmp_path):
+    first, second = open_journal(tmp_path), open_journal(tmp_path, images=9)
+    words = [sys.executable, "-m", "resnet48", "cache", "--cache_dir", str(tmp_path)]
+
+    def command(*more):
+        return subprocess.run([*words, *more], cwd=ROOT, capture_output=True, text=True)
+
+    names = {os.path.basename(journal.folder) for journal in (first, second)}
+    assert {line.split()[0] for line in command().stdout.splitlines() if "an evaluation" in line} == names
+    other = holder(first.path(first.counts_tasks()[0]))
+    refused = command("--remove", os.path.basename(first.folder))
+    assert refused.returncode == 2 and "a process works on the evaluation in" in refused.stderr
+    end(other)
+    assert command("--remove", os.path.basename(first.folder)).returncode == 0
+    assert not os.path.exists(first.folder) and os.path.exists(second.folder)

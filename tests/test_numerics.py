@@ -20,6 +20,11 @@ def settings(folder, **changes):
     return dataclasses.replace(SETTINGS, save_dir=str(folder), **changes)
 
 
+def large_images():
+    """Of a size at which a batch of 4 gives the batch norms enough values."""
+    return dataclasses.replace(images(), size=64)
+
+
 def batch(count=8):
     rng = np.random.default_rng(0)
     return paddle.to_tensor(rng.integers(0, 256, (count, 3, 16, 16)).astype("uint8")), paddle.to_tensor(
@@ -51,7 +56,7 @@ def test_a_batch_in_parts_gives_the_gradients_and_losses_of_the_whole(kind):
 
 def test_parts_must_divide_the_batch(tmp_path):
     with pytest.raises(UserError, match="--accumulate 3 must divide --batch_size 4"):
-        loop.require_runnable(images(), settings(tmp_path, accumulate=3))
+        loop.require_runnable(large_images(), settings(tmp_path, accumulate=3))
 
 
 # ---- what the gradients are made from and what is done to them
@@ -100,7 +105,7 @@ def test_gradients_are_scaled_to_a_norm_or_cut_to_a_size():
 
 def test_two_ways_of_clipping_exclude_each_other(tmp_path):
     with pytest.raises(UserError, match="--clip_norm and --clip_value exclude each other"):
-        loop.require_runnable(images(), settings(tmp_path, clip_norm=1.0, clip_value=1.0))
+        loop.require_runnable(large_images(), settings(tmp_path, clip_norm=1.0, clip_value=1.0))
 
 
 # ---- what no subnet of a step uses
@@ -196,9 +201,9 @@ def test_the_schedule_is_what_the_settings_say():
 
 
 def test_a_warm_up_longer_than_the_run_is_noted(tmp_path, capsys):
-    loop.require_runnable(images(), settings(tmp_path, warmup=2.0))
+    loop.require_runnable(large_images(), settings(tmp_path, warmup=2.0))
     assert "note" not in capsys.readouterr().out
-    loop.require_runnable(images(), settings(tmp_path, warmup_steps=13))
+    loop.require_runnable(large_images(), settings(tmp_path, warmup_steps=13))
     assert "note: the warm-up is longer than the run" in capsys.readouterr().out
 
 
@@ -227,7 +232,7 @@ def test_checkpoints_come_every_so_many_steps_too(tmp_path):
 def test_mixed_precision_changes_nothing_on_a_cpu_and_says_so(tmp_path, capsys):
     plain = fit(STANDALONE, settings(tmp_path / "plain"))
     mixed = settings(tmp_path / "mixed", precision="fp16")
-    loop.require_runnable(images(), mixed)
+    loop.require_runnable(large_images(), mixed)
     assert "note: --precision fp16 has no effect on a CPU" in capsys.readouterr().out
     assert same(fit(STANDALONE, mixed), plain)
 
@@ -305,4 +310,4 @@ def test_visualdl_gets_the_rows_of_the_table(tmp_path, monkeypatch):
 def test_visualdl_is_asked_for_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="--visualdl needs the package visualdl: pip install visualdl"):
-        loop.require_runnable(images(), settings(tmp_path, visualdl=True))
+        loop.require_runnable(large_images(), settings(tmp_path, visualdl=True))

@@ -115,6 +115,17 @@ def test_an_unreadable_image_is_found_out_in_training_as_without_a_cache(folder,
     assert said == [f"skipped the unreadable image {path} (1 so far)"]
 
 
+@pytest.mark.parametrize("part", ["train", "places"])
+def test_kept_images_that_are_not_what_was_written_are_made_again(folder, tmp_path, capsys, part):
+    expected = run(kept(folder, tmp_path))
+    path, = (tmp_path / "cache").glob(f"*.{part}.npy")
+    content = bytearray(path.read_bytes())
+    content[150:158] = bytes(8)
+    path.write_bytes(content)
+    assert same(run(kept(folder, tmp_path)), expected)
+    assert "is not to be believed (" in capsys.readouterr().out
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, os.strerror(28))
@@ -122,7 +133,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, tmp_path, monkey
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="^cannot write .*train.npy: No space left on device$"):
         kept(folder, tmp_path)
-    assert [name for name in os.listdir(tmp_path / "cache") if not name.endswith(".lock")] == []
+    assert [name for name in os.listdir(tmp_path / "cache") if not name.endswith((".lock", ".digests.npy"))] == []
 
 
 def test_the_setting_without_a_folder_is_an_error_that_says_so(tmp_path):

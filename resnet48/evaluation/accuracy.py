@@ -101,10 +101,15 @@ class Sample:
 
     @classmethod
     def of(cls, images: datasets.ImageSet, val_images: int | None, calib_images: int, seed: int) -> "Sample":
-        """A pure function of the arguments. val_images: None for all; calib_images: 0 to inherit statistics."""
+        """A pure function of the arguments. val_images: None for all; calib_images: 0 to inherit statistics.
+
+        Raises `UserError` for so few calibration images that statistics of the last stage cannot be computed.
+        """
         count = len(images.val) if val_images is None else val_images
-        return cls(images, datasets.balanced_sample(images.val.labels, count, seed),
-                   datasets.balanced_sample(images.train.labels, calib_images, seed))
+        calibration = datasets.balanced_sample(images.train.labels, calib_images, seed)
+        if len(calibration):
+            _require_enough(len(calibration), images.size)
+        return cls(images, datasets.balanced_sample(images.val.labels, count, seed), calibration)
 
     @cached_property
     def validation_images(self) -> tuple[np.ndarray, np.ndarray]:
@@ -118,18 +123,24 @@ class Sample:
     def calibration_images(self) -> np.ndarray | None:
         """The calibration images, decoded once: uint8 [N, 3, S, S], or None where there are to be none.
 
-        Raises `datasets.BadImage`.
+        Raises `datasets.BadImage`, and `UserError` where too few are readable.
         """
         if not len(self.calibration):
             return None
-        return cache.decoded(self.images, self.images.train, self.calibration, "calibration images")[0]
+        pixels = cache.decoded(self.images, self.images.train, self.calibration, "calibration images")[0]
+        _require_enough(len(pixels), self.images.size)  # unreadable ones may have been left out
+        return pixels
 
-    def fingerprints(self) -> dict[str, str | None]:
-        """What the validation and the calibration images depend on, see `cache.fingerprint`."""
-        size, skip_bad = self.images.size, self.images.skip_bad
-        return {"validation": cache.fingerprint(self.images.val, self.validation, size, skip_bad),
-                "calibration": cache.fingerprint(self.images.train, self.calibration, size, skip_bad)
+    def fingerprints(self, folder: str | None = None) -> dict[str, str | None]:
+        """What the validation and the calibration images depend on; folder: as for `cache.fingerprint`."""
+        return {"validation": cache.fingerprint(self.images, self.images.val, self.validation, folder),
+                "calibration": cache.fingerprint(self.images, self.images.train, self.calibration, folder)
                 if len(self.calibration) else None}
+
+
+def _require_enough(count, image_size):
+    layers.require_values(count, image_size, f"{count} calibration image(s)",
+                          "more --calib_images (and training images), or a larger --image_size")
 
 
 def calibration_images(images: datasets.ImageSet, count: int, seed: int) -> np.ndarray | None:

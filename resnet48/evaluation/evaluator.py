@@ -47,46 +47,56 @@ def open_journal(root: str, digest: str, entries: Sequence[Entry], steps: Sequen
         raise UserError(f"--fresh is for one process, not for {runtime.world_size()}: delete {root} and run without it")
     images, amp = sample.images, "none" if precision == "fp32" else precision
     inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": amp,
-              **sample.fingerprints()}
+              **sample.fingerprints(root)}
     shards = -(-len(entries) // ARCHS_PER_SHARD)
     # Fewer than asked for where unreadable ones are left out.
     count = len(sample.validation_images[1]) if images.skip_bad else len(sample.validation)
     chunk = chunk or choose_chunk(tree_forward.cost(steps, images.size, net.num_classes), shards, count)
-    return Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards, fresh)
+    journal = Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards, fresh)
+    if journal.unlike:
+        runtime.log_rank(f"note: {journal.unlike}")  # whoever makes the plan knows it, and nobody else
+    return journal
 
 
 def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.Step],
                   sample: Sample) -> tuple[np.ndarray, int]:
     """Run the remaining tasks of a journal, together with other processes that work on it; its `Journal.counts`.
 
-    steps, sample: as for `open_journal`. Raises `UserError` if results have been deleted meanwhile.
+    steps, sample: as for `open_journal`. Raises `UserError` if results have been deleted or damaged meanwhile.
     """
     net.eval()
     share = runtime.rank(), runtime.world_size()
     parts = prefix_tree.shards(steps, journal.plan["shards"])
+    journal.leaves = [[step.leaf for step in part] for part in parts]
     pixels, labels = sample.validation_images
     kept = int(_memory() * SHARE_OF_MEMORY / 2)
     walks = len(steps) * len(journal.chunks())
     dense_up_to = conv_algorithms.DENSE_UP_TO if walks >= DENSE_FROM else conv_algorithms.DENSE_ONCE_UP_TO
     calibration = sample.calibration_images
-    if calibration is not None:
+
+    def measure(tasks):
         weights = tree_forward.SlicedWeightCache(net, kept, dense_up_to=dense_up_to)
 
-        def measure(task):
+        def one(task):
             recording = tree_forward.RecordingStatistics()
             tree_forward.forward_tree(weights, parts[task.shard],
                                       datasets.normalize(paddle.to_tensor(np.array(calibration))), recording)
             journal.write(task, recording.values())
 
+        return run_tasks(journal, tasks, one, share)
+
+    if calibration is not None:
         tasks = _left(journal, journal.statistics_tasks(), "statistics")
-        for _ in runtime.progress(run_tasks(journal, tasks, measure, share), len(tasks), "statistics"):
+        for _ in runtime.progress(measure(tasks), len(tasks), "statistics"):
             pass
     weights = tree_forward.SlicedWeightCache(net, kept, DTYPES[journal.plan["inputs"]["amp"]], dense_up_to)
 
     def count(task):
-        chunk = slice(task.first, task.last)
-        norm = layers.batch_norm if calibration is None else \
-            tree_forward.ReplayedStatistics(journal.read(journal.statistics_tasks()[task.shard], mapped=True))
+        chunk, norm = slice(task.first, task.last), layers.batch_norm
+        if calibration is not None:
+            needed = journal.statistics_tasks()[task.shard]
+            list(measure([needed]))  # nothing to do, unless it has been damaged meanwhile
+            norm = tree_forward.ReplayedStatistics(journal.read(needed, mapped=True))
         journal.write(task, count_chunk(weights, parts[task.shard], pixels[chunk], labels[chunk], norm))
 
     tasks = _left(journal, journal.counts_tasks(), "counts")
@@ -94,8 +104,8 @@ def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.S
         pass
     counts, total = journal.counts()
     if total < len(labels):
-        raise UserError(f"results in {journal.folder} have been deleted meanwhile; the same command computes them "
-                        "again")
+        raise UserError(f"results in {journal.folder} have been deleted or damaged meanwhile; the same command "
+                        "computes them again")
     return counts, total
 
 
@@ -132,6 +142,10 @@ def _left(journal, tasks, what):
     left = [task for task in tasks if not journal.has(task)]
     if len(left) < len(tasks):
         runtime.log_main(f"{what}: {len(tasks) - len(left)} of {len(tasks)} tasks are done already")
+    wrong = [task for task in left if task in journal.rejected]
+    if wrong:
+        runtime.log_main(f"{what}: {len(wrong)} results in {journal.folder} are not to be believed and are computed "
+                         f"again, the first is {wrong[0].name}: {journal.rejected[wrong[0]]}")
     return left
 
 
@@ -205,6 +219,8 @@ def status_text(journal: Journal) -> str:
     lines = [f"{journal.folder}: {len(journal.plan['codes'])} archs, {done} of {tasks} tasks ({done / tasks:.1%})"
              f"{left}", f"{len(chunks)} of {len(journal.chunks())} chunks are done for all archs: {images} of "
                         f"{journal.plan['images']} images"]
+    if journal.rejected:
+        lines.append(f"{len(journal.rejected)} results are not to be believed; `run` computes them again")
     if images:
         top1 = 100 * counts[:, 0] / images
         lines.append(f"top-1 so far: mean {top1.mean():.2f} %, {top1.min():.2f} to {top1.max():.2f} %")

@@ -1,45 +1,32 @@
-"""Decoded images on disk: memory-mapped uint8 arrays, made once and shared by every process that needs them."""
+"""Decoded images on disk: memory-mapped uint8 arrays, made once and shared by every process that needs them.
+
+They are named by the fingerprint of what they depend on, and not believed without a checksum, see `arrays`.
+"""
 
 import contextlib
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from ..system import files
+from ..system import arrays, files, runtime
 from ..system.errors import UserError
-from . import datasets, transforms
+from . import cache_files, datasets, fingerprints, transforms
 
-EVAL_TRANSFORM = "evaluation view 2"  # to be increased when `transforms.eval_transform` gives other pixels
-SHRUNK = "shrunk 1"  # the same for `transforms.shrunk`
+EVAL_TRANSFORM = "evaluation view 3"  # to be increased when `transforms.eval_transform` gives other pixels
+SHRUNK = "shrunk 2"  # the same for `transforms.shrunk`
 SHORT_SIDES = 2  # short side of a kept training image, in image sizes: a crop of a quarter of the area loses nothing
 
 
-def fingerprint(split: datasets.Split, indices: Sequence[int], size: int, skip_bad: bool = False) -> str:
-    """A digest of what decoded images depend on: names, sizes and times of the files, and the evaluation transform."""
-    return _digest(f"{EVAL_TRANSFORM} {size} {skip_bad}", split, indices)
+def fingerprint(images: datasets.ImageSet, split: datasets.Split, indices: Sequence[int],
+                folder: str | None = None) -> str:
+    """A digest of what decoded images depend on: names and contents of the files, and the evaluation transform.
 
-
-def _digest(transform, split, indices):
-    digest = hashlib.sha256(f"{transform} {transforms.resizer()}".encode())
-    for index in indices:
-        image = split.images[index]
-        if isinstance(image, str):
-            name = os.path.join(os.path.basename(os.path.dirname(image)), os.path.basename(image))
-            digest.update(f"{name} {_state(image)} {split.labels[index]}\n".encode())
-        else:
-            digest.update(image.tobytes() + bytes([split.labels[index] % 256]))
-    return digest.hexdigest()
-
-
-def _state(path):
-    try:
-        about = os.stat(path)
-    except OSError:  # deleted since it was listed, or a dangling link: decoding it raises the error
-        return "missing"
-    return f"{about.st_size} {about.st_mtime_ns}"
+    folder: where digests of files are remembered if the set has no `cache_dir`.
+    """
+    return fingerprints.fingerprint(f"{EVAL_TRANSFORM} {images.size} {images.skip_bad}", split, indices,
+                                    images.cache_dir or folder, images.workers)
 
 
 def _room(path, shape):
@@ -68,20 +55,49 @@ def _decoded(images, split, indices, what):
     arguments = split, indices, images.size, images.workers, images.skip_bad, what
     if not images.cache_dir:
         return datasets.decode(*arguments)
-    path = os.path.join(images.cache_dir, fingerprint(split, indices, images.size, images.skip_bad)[:32])
-    pixels_path, labels_path = path + ".pixels.npy", path + ".labels.npy"
-    with files.locked(path + ".lock"):
-        if not (os.path.exists(pixels_path) and os.path.exists(labels_path)):
-            with files.atomic_write(pixels_path) as temporary:
-                buffer = _room(temporary, (len(indices), 3, images.size, images.size))
-                pixels, labels = datasets.decode(*arguments, into=buffer)
-                buffer.flush()
-                if len(pixels) < len(indices):  # without those that could not be read
-                    with open(temporary, "wb") as file:
-                        np.save(file, pixels)
-            with files.atomic_write(labels_path) as temporary:
-                np.save(temporary, labels)
-    return files.read_array(pixels_path, mapped=True), files.read_array(labels_path)
+
+    def make(pixels_path, labels_path):
+        with files.atomic_write(pixels_path) as temporary:
+            buffer = _room(temporary, (len(indices), 3, images.size, images.size))
+            pixels, labels = datasets.decode(*arguments, into=buffer)
+            buffer.flush()
+            if len(pixels) < len(indices):  # without those that could not be read
+                with open(temporary, "wb") as file:
+                    np.save(file, pixels)
+            arrays.seal(temporary, _of(pixels_path))
+        arrays.write(labels_path, labels, _of(labels_path))
+
+    return _made_once(images.cache_dir, fingerprint(images, split, indices)[:32], ("pixels", "labels"), make)
+
+
+def _made_once(folder: str, name: str, parts: tuple[str, str], make: Callable[[str, str], None]):
+    """The two arrays of this name, the first of them mapped, from `make(path, path)` unless they are there and good."""
+    paths = [os.path.join(folder, f"{name}.{part}.npy") for part in parts]
+
+    def read():
+        return arrays.read(paths[0], _of(paths[0]), mapped=True, remember=True), arrays.read(paths[1], _of(paths[1]))
+
+    with files.locked(os.path.join(folder, name + ".lock")):
+        try:
+            return read()
+        except FileNotFoundError:
+            pass
+        except arrays.Damaged as error:
+            runtime.log_rank(f"{name} in {folder} is not to be believed ({error}) and is made again")
+        for path in paths:  # a killed process has left them, or something has damaged them
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        files.remove_leftovers(folder, cache_files.owner, but=name)
+        files.remove_temporary(*paths)
+        make(*paths)
+        try:
+            return read()
+        except (FileNotFoundError, arrays.Damaged) as error:
+            raise UserError(f"{folder} does not keep what is written there: {error}") from error
+
+
+def _of(path):
+    return {"cache": os.path.basename(path)}
 
 
 # --- training images --------------------------------------------------------------------------------------------------
@@ -119,16 +135,16 @@ def for_training(images: datasets.ImageSet) -> datasets.ImageSet:
     split = images.train
     if not isinstance(split.images[0], str):
         return images
-    name = _digest(f"{SHRUNK} {SHORT_SIDES * images.size}", split, range(len(split)))[:32]
-    path = os.path.join(images.cache_dir, name)
-    pixels_path, places_path = path + ".train.npy", path + ".places.npy"
-    with files.locked(path + ".lock"):
-        if not (os.path.exists(pixels_path) and os.path.exists(places_path)):
-            with files.atomic_write(pixels_path) as temporary:
-                places = _shrink_all(split, SHORT_SIDES * images.size, images.workers, temporary)
-            with files.atomic_write(places_path) as temporary:
-                np.save(temporary, places)
-    kept = _Shrunk(split.images, files.read_array(pixels_path, mapped=True), files.read_array(places_path))
+    short = SHORT_SIDES * images.size
+
+    def make(pixels_path, places_path):
+        with files.atomic_write(pixels_path) as temporary:
+            places = _shrink_all(split, short, images.workers, temporary)
+            arrays.seal(temporary, _of(pixels_path))
+        arrays.write(places_path, places, _of(places_path))
+
+    name = fingerprints.fingerprint(f"{SHRUNK} {short}", split, range(len(split)), images.cache_dir, images.workers)
+    kept = _Shrunk(split.images, *_made_once(images.cache_dir, name[:32], ("train", "places"), make))
     return replace(images, train=datasets.Split(kept, split.labels))
 
 

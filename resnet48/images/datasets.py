@@ -17,10 +17,9 @@ from PIL import Image
 
 from ..system import files
 from ..system.errors import UserError
-from ..system.runtime import progress
-from . import transforms
+from ..system.runtime import log_main, log_rank, progress
+from . import folder, transforms
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on the scale 0..1
 DIGITS_SIZE, DIGITS_VALIDATION = 32, 360
 
@@ -52,7 +51,7 @@ class Split:
     def names_digest(self) -> str:
         """A digest of the file names and class folders in order, independent of where the folder lies."""
         names = (os.path.join(*image.split(os.sep)[-2:]) for image in self.images if isinstance(image, str))
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -101,35 +100,15 @@ def subset(images: ImageSet, train: int, val: int) -> ImageSet:
 
 
 def _folder(root, size):
-    splits = {}
-    for part in ("train", "val"):
-        folder = os.path.join(root, part)
-        if not os.path.isdir(folder):
-            raise UserError(f"--image_dir {root} has no folder {part}/; it must hold train/<class>/ and val/<class>/")
-        splits[part] = {entry.name: entry.path for entry in os.scandir(folder)
-                        if entry.is_dir() and not entry.name.startswith(".")}
-        if not splits[part]:
-            raise UserError(f"{folder} holds no class folders")
-    differing = sorted(splits["train"].keys() ^ splits["val"].keys())
-    if differing:
-        where = "train" if differing[0] in splits["train"] else "val"
-        raise UserError(f"train/ and val/ in {root} must hold the same class folders; {len(differing)} differ, "
-                        f"the first is {differing[0]!r}, only in {where}/")
-    classes = tuple(sorted(splits["train"]))
-    train, val = (_listed(splits[part], classes) for part in ("train", "val"))
-    return ImageSet(os.path.abspath(root), classes, train, val, size)
+    train, val, left_out = folder.images_by_class(root)
+    if note := left_out.note(root):
+        log_main(f"note: {note}")
+    return ImageSet(os.path.abspath(root), tuple(train), _split(train), _split(val), size)
 
 
-def _listed(folders, classes):
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = sorted(entry.path for entry in os.scandir(folders[name])
-                       if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."))
-        if not found:
-            raise UserError(f"{folders[name]} holds no images ({', '.join(EXTENSIONS)})")
-        paths += found
-        labels += [label] * len(found)
-    return Split(paths, np.array(labels, "int64"))
+def _split(classes):
+    labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()])
+    return Split(list(itertools.chain(*classes.values())), labels.astype("int64"))
 
 
 def _digits(size):
@@ -204,7 +183,7 @@ def decode(split: Split, indices: Sequence[int], size: int, threads: int = 1, sk
     in_threads(one, len(indices), threads, f"decoding {what}")
     if not good.all():
         skipped = [split.name(index) for index, fine in zip(indices, good) if not fine]
-        print(f"left out {len(skipped)} unreadable {what}, the first is {skipped[0]}", flush=True)
+        log_rank(f"left out {len(skipped)} unreadable {what}, the first is {skipped[0]}")
         pixels = pixels[good]
     return pixels, split.labels[np.asarray(indices, "int64")][good]
 

@@ -10,7 +10,9 @@ import math
 from typing import Callable, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from ..system import files
 
 try:
     import cv2
@@ -25,6 +27,9 @@ except Exception:  # no wheel for this machine, another numpy
 
 UNREADABLE = OSError, SyntaxError, ValueError, Image.DecompressionBombError  # what Pillow raises for a corrupt file
 MOST_OPENCV = 32767  # pixels a side that OpenCV can sample from
+#: What is left to the filter of a large factor, at least: its cost per pixel grows with the factor, so whole pixels are
+#: averaged before. From 3 on, the result hardly differs.
+FACTOR_LEFT = 3
 
 
 class EncodedImage(NamedTuple):
@@ -40,9 +45,16 @@ class EncodedImage(NamedTuple):
 
 def read_image(path: str) -> EncodedImage:
     """The `EncodedImage` in a file. Raises one of `UNREADABLE` for what is no image."""
-    with open(path, "rb") as file:
+    with files.open_regular(path) as file:
         content = file.read()
-    return (_plain_jpeg(content) if simplejpeg else None) or _by_pillow(Image.open(io.BytesIO(content)))
+    return (_plain_jpeg(content) if simplejpeg else None) or _by_pillow(_opened(content))
+
+
+def _opened(content):
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:  # whose words are about an object in memory
+        raise OSError("it is not an image of a known kind" if content else "it is empty") from None
 
 
 def from_array(pixels: np.ndarray) -> EncodedImage:
@@ -64,7 +76,7 @@ def _plain_jpeg(content):
             return simplejpeg.decode_jpeg(content, "RGB", min_height=-(-height // shrink),
                                           min_width=-(-width // shrink)), shrink
         except ValueError:  # corrupt, or only unusual; Pillow decides
-            return _by_pillow(Image.open(io.BytesIO(content))).decode(shrink)
+            return _by_pillow(_opened(content)).decode(shrink)
 
     return EncodedImage((width, height), decode)
 
@@ -79,10 +91,16 @@ def _by_pillow(image):
 
 
 def _rgb(image):
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, which Pillow would clip at 255
+    if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits a pixel, which Pillow would clip at 255
         deep = np.asarray(image)
-        is_deep = image.mode.startswith("I;16") or deep.max() > 255  # in 32 bits, both scales are in use
-        return Image.fromarray((deep / (257 if is_deep else 1)).astype("uint8")).convert("RGB")
+        if image.mode == "F":
+            deep = np.nan_to_num(deep.astype("float64"), nan=0, posinf=0, neginf=0)
+        most = 65535 if image.mode.startswith("I;16") else deep.max()
+        if most > 255:  # in 32 bits, several scales are in use
+            deep = deep / 257
+        elif image.mode == "F" and most <= 1:
+            deep = deep * 255
+        return Image.fromarray(np.clip(deep, 0, 255).astype("uint8")).convert("RGB")
     return image.convert("RGB")
 
 
@@ -181,16 +199,30 @@ def _resized_by_opencv(pixels, box, size):
     # The crop first, with what the filter sees around it.
     first_x, first_y = max(0, int(left - fx) - 1), max(0, int(top - fy) - 1)
     pixels = pixels[first_y:int(bottom + fy) + 2, first_x:int(right + fx) + 2]
-    left, top = left - first_x, top - first_y
+    left, top, right, bottom = left - first_x, top - first_y, right - first_x, bottom - first_y
+    across, down = (max(1, int(factor / FACTOR_LEFT)) for factor in (fx, fy))
+    if across > 1 or down > 1:
+        pixels = _averaged(pixels, across, down)
+        left, top, right, bottom = left / across, top / down, right / across, bottom / down
+        fx, fy = fx / across, fy / down
     if fx > 1 or fy > 1:
         pixels = cv2.sepFilter2D(pixels, -1, _smoothing(fx), _smoothing(fy), borderType=cv2.BORDER_REPLICATE)
     if left == int(left) and top == int(top) and right == int(right) and bottom == int(bottom):
-        width, height = int(right) - int(box[0]), int(bottom) - int(box[1])
-        part = pixels[int(top):int(top) + height, int(left):int(left) + width]
+        part = pixels[int(top):int(bottom), int(left):int(right)]
         return cv2.resize(part, size, interpolation=cv2.INTER_LINEAR)  # the same, and faster than what follows
     back = np.array([[fx, 0, left + fx / 2 - 0.5], [0, fy, top + fy / 2 - 0.5]])  # from new pixels to old ones
     return cv2.warpAffine(pixels, back, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                           borderMode=cv2.BORDER_REPLICATE)
+
+
+def _averaged(pixels, across, down):
+    """Means of `across` x `down` pixels; the last row and column are repeated to make whole ones."""
+    height, width = pixels.shape[:2]
+    more_down, more_across = -height % down, -width % across
+    if more_down or more_across:
+        pixels = cv2.copyMakeBorder(pixels, 0, more_down, 0, more_across, cv2.BORDER_REPLICATE)
+    size = (width + more_across) // across, (height + more_down) // down
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
 def _smoothing(factor):

@@ -16,6 +16,13 @@ def used_shapes(arch, num_classes: int) -> dict[str, tuple[int, ...]]:
             for layer in node.layers() for name, shape in layer.weights().items()}
 
 
+def smallest_map(image_size: int) -> int:
+    """Height and width in pixels of the features of the last stage: five times halved and rounded up."""
+    for _ in range(5):
+        image_size = _reduced(image_size, 2)
+    return image_size
+
+
 class Layer(NamedTuple):
     """A convolution without bias and the batch norm behind it, or with no `norm` a linear layer with bias."""
 

@@ -1,15 +1,16 @@
 """Atomic writes, locks and checked reads."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import TextIO
-
-import numpy as np
+from typing import BinaryIO, TextIO
 
 from .errors import UserError, quoted, shown
 
@@ -57,15 +58,109 @@ def locked(path: str) -> Iterator[None]:
 
     Missing folders are created. Raises `UserError` where the file cannot be written.
     """
+    while True:
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            file = open(path, "w")
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        with file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            if _is_still(file, path):
+                yield
+                return
+
+
+def _is_still(file, path):
+    """Whether an open lock file has not been removed by its last holder."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    return False
+
+
+@contextlib.contextmanager
+def try_lock(path: str, without_locks: bool = True) -> Iterator[bool]:
+    """Yield whether this process now holds `path`.lock; the system releases it however the process ends.
+
+    without_locks: what to yield where the file system has no locks. With True every process holds it: work may then be
+    done twice, with the same result. Raises `UserError` where the folder is gone or cannot be written.
+    """
+    name = path + ".lock"
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        file = open(path, "w")
+        file = open(name, "w")
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise UserError(f"cannot continue in {os.path.dirname(path)}: {error.strerror}") from error
     with file as lock:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = _is_still(lock, name)
+        except BlockingIOError:
+            held = False
+        except OSError:
+            held = without_locks
+        try:
+            yield held
+        finally:
+            if held:
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+
+
+def remove_leftovers(folder: str, owner: Callable[[str], str], but: str | None = None) -> int:
+    """Remove the temporary files of `atomic_write` that killed processes have left in a folder; returns their bytes.
+
+    owner(name): whose `try_lock` a process holds, as a name in the folder, while it writes the file `name`. What is
+    locked stays, and all of it where there are no locks. but: an owner whose files stay too, such as one that this
+    process holds itself (to open its lock file again would release it).
+    """
+    removed = 0
+    for path, name in _temporary(folder):
+        if owner(name) == but:
+            continue
+        with try_lock(os.path.join(folder, owner(name)), without_locks=False) as mine, contextlib.suppress(OSError):
+            if mine:
+                size = os.path.getsize(path)
+                os.unlink(path)
+                removed += size
+    return removed
+
+
+def remove_temporary(*paths: str) -> None:
+    """Remove what killed processes have left in making these files. For whoever holds the lock that they are made
+    under.
+    """
+    for folder in {os.path.dirname(os.path.abspath(path)) for path in paths}:
+        for temporary, name in _temporary(folder):
+            if name in map(os.path.basename, paths):
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+
+def _temporary(folder):
+    """(path of a temporary file of `atomic_write`, name of the file that it was to become) for all in a folder."""
+    with contextlib.suppress(OSError):
+        return [(entry.path, match[1]) for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)
+                and (match := re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}(\.[^.]*)?", entry.name))]
+    return []
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a file to read its bytes. Raises `OSError` for what is no regular file (or a link to one): a pipe or a
+    device might have no end, and is not even opened.
+    """
+    def require(mode):
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+
+    require(os.stat(path).st_mode)
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # should it have become a pipe meanwhile
+    try:
+        require(os.fstat(file.fileno()).st_mode)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 @contextlib.contextmanager
@@ -208,14 +303,6 @@ def read_json(path: str, what: str) -> object:
         raise
     except ValueError as error:  # Python refuses to convert a whole number of thousands of digits
         raise UserError(f"{named} holds a number that is too long to be read") from error
-
-
-def read_array(path: str, mapped: bool = False) -> np.ndarray:
-    """The array in a .npy file that can be computed again. Raises `UserError` if it is missing or corrupt."""
-    try:
-        return np.load(path, mmap_mode="r" if mapped else None)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{shown(path)} is not readable ({error}); delete it and it is made again") from error
 
 
 def sha256_of(path: str) -> str:

@@ -270,3 +270,12 @@ class DescribeSettings(SpaceSettings):
 class SampleSettings(SampledSpaceSettings, SeedSettings):
     count: int | None = option(None, "how many archs, all with different codes", ge=1)
     output: str = option("", "arch list to write, in the official JSON format", path=True)
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+@dataclass
+class CacheSettings(Settings):
+    cache_dir: str = option("", "the folder of --cache_dir, or the .journal folder of an evaluation", path=True)
+    remove: str | None = option(None, "remove these: names as they are listed, separated by commas, or all", listable=True)
+    days: float = option(0.0, "only what was not used for so many days", ge=0)

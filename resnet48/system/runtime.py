@@ -137,8 +137,14 @@ def log_main(message: str) -> None:
 
 def log_rank(message: str) -> None:
     """Log a line from this rank; the launcher keeps one log per rank."""
-    tqdm.write(message)
+    tqdm.write(encodable(message))
     sys.stdout.flush()
+
+
+def encodable(text: str) -> str:
+    """The text as standard output can write it: file names need not be UTF-8, and a terminal may know ASCII only."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 def progress(iterable: Iterable, total: int, what: str) -> Iterator:

@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 
 from ..images import cache, datasets, loader
+from ..nets import layers
 from ..system import files, runtime
 from ..system.errors import Stopped, UserError
 from ..system.options import TrainSettings
@@ -206,6 +207,9 @@ def require_runnable(images: datasets.ImageSet, settings: TrainSettings) -> None
         cache.require_folder(images)
     if settings.batch_size % settings.accumulate:
         raise UserError(f"--accumulate {settings.accumulate} must divide --batch_size {settings.batch_size}")
+    layers.require_values(settings.batch_size // settings.accumulate, images.size,
+                          f"--batch_size {settings.batch_size} in {settings.accumulate} part(s) (--accumulate)",
+                          "a larger --batch_size or --image_size, or a smaller --accumulate")
     if settings.clip_norm and settings.clip_value:
         raise UserError("--clip_norm and --clip_value exclude each other")
     if settings.visualdl and not settings.dry_run:
