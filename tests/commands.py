@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from resnet48.space.arch import FULL, PUBLISHED
+from resnet48.system import runtime  # noqa: F401  for it imports Paddle, as the scripts do, which marks the tests
 from resnet48.system.errors import exit_on_user_error
 from resnet48.system.signals import STOP_SIGNALS
 

@@ -226,7 +226,10 @@ def test_what_one_process_holds_another_is_refused_until_the_first_is_gone(tmp_p
         process.communicate()
     with files.held(path, "it is taken"):
         assert os.path.exists(path)
-    assert os.listdir(tmp_path / "new") == []
+    assert not os.path.exists(path)
+    with files.held(str(tmp_path / "a" / "b" / ".lock"), ""):
+        pass
+    assert not os.path.exists(tmp_path / "a")  # a folder that was made for it, and stayed empty
 
 
 def test_of_processes_that_hold_a_file_again_and_again_never_two_do_so_at_once(tmp_path):

@@ -167,9 +167,14 @@ def open_regular(path: str) -> BinaryIO:
 def held(path: str, taken: str) -> Iterator[None]:
     """Hold a lock file, or raise `UserError(taken)` where another process does; the file is removed in the end.
 
-    Missing folders are created. Processes that this one forks do not hold it, and the system lets go of it however this
-    one ends. Raises `UserError` where the file cannot be written, too.
+    Missing folders are created, and removed in the end if nothing else is in them. Processes that this one forks do not
+    hold it, and the system lets go of it however this one ends. Raises `UserError` where the file cannot be written,
+    too.
     """
+    folder, made = os.path.dirname(os.path.abspath(path)), []
+    while not os.path.lexists(folder):
+        made.append(folder)
+        folder = os.path.dirname(folder)
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         file = _open_locked(path)
@@ -183,6 +188,8 @@ def held(path: str, taken: str) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+                for each in made:
+                    os.rmdir(each)
 
 
 def _open_locked(path):
