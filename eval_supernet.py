@@ -4,6 +4,12 @@ import dataclasses
 import os
 import tempfile
 
+from resnet48.system import signals, streams
+
+if __name__ == "__main__":  # before Paddle is imported
+    signals.hold()
+    streams.outlive_readers()
+
 from resnet48.evaluation import accuracy, evaluator, prefix_tree
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
@@ -14,7 +20,7 @@ from resnet48.space import arch_list
 from resnet48.space.arch import FULL, ArchConfig
 from resnet48.system import config, files, options, runtime
 from resnet48.system.errors import UserError, exit_on_user_error, shown
-from resnet48.training import checkpoint
+from resnet48.training import checkpoint, resume
 
 
 def run(settings):
@@ -25,7 +31,7 @@ def run(settings):
     runtime.start(settings.device, join=False, channels_last=settings.channels_last)
     found = checkpoint.load(settings.checkpoint)
     net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
-    entries = submission.read_list(settings.archs, net.space)
+    entries = arch_list.read_list(settings.archs, net.space)
     chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
     require_outputs(settings, found.weights_file, chosen)
     images = load_images(settings, found)
@@ -40,7 +46,7 @@ def run(settings):
     about = {"net": checkpoint.describe(net), "image_size": images.size, "settings": dataclasses.asdict(settings),
              "versions": runtime.versions()}
     runtime.log_main(submission.write_submission(settings.output, settings.archs, digest, entries, chosen, counts,
-                                                 total, about))
+                                                 total, about, resume.unfinished(found.state)))
 
 
 def require_outputs(settings, weights_file, chosen):
@@ -76,7 +82,7 @@ def plan(settings):
     """Say what an evaluation would cost: nodes, MACs, time, memory, disk."""
     config.require(settings, "archs")
     space = FULL.narrowed(settings.channels(), settings.divisor)
-    entries = submission.read_list(settings.archs, space)
+    entries = arch_list.read_list(settings.archs, space)
     chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
     print(evaluator.plan_text([entry.arch for entry in chosen], settings.image_size, settings.images,
                               settings.num_classes, space, settings.chunk, settings.ranks, settings.calib_images,
@@ -121,7 +127,7 @@ def verify(settings):
     """Check a submission against the list it answers and the checkpoint it claims to come from."""
     config.require(settings, "submission", "archs")
     digest = files.sha256_of(checkpoint.load(settings.checkpoint).weights_file) if settings.checkpoint else None
-    findings = submission.verify(settings.submission, settings.archs, digest)
+    findings = submission.verify(settings.submission, settings.archs, digest, settings.allow_unfinished)
     if findings:
         raise UserError(f"{shown(settings.submission)} is not ready to submit: " + "; ".join(findings))
     print(f"{settings.submission} is complete and matches its list and manifest")

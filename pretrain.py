@@ -4,11 +4,18 @@ import dataclasses
 import functools
 import os
 
+from resnet48.system import signals, streams
+
+if __name__ == "__main__":  # before Paddle is imported
+    signals.hold()
+    streams.outlive_readers()
+
 from resnet48.evaluation import accuracy
 from resnet48.images import datasets
 from resnet48.nets.initial_weights import initialize
 from resnet48.nets.supernet import ResNet48, extract, zero_residuals
 from resnet48.ranking import submission
+from resnet48.space import arch_list
 from resnet48.space.arch import FULL, ArchConfig
 from resnet48.system import config, files, options, runtime
 from resnet48.system.errors import UserError, exit_on_user_error, shown
@@ -36,7 +43,7 @@ def truth(settings):
     """Train every subnet of a list on its own and write their accuracies; resumes where it stopped."""
     config.require(settings, "archs")
     space = FULL.narrowed(settings.channels(), settings.divisor)
-    entries = submission.read_list(settings.archs, space)[:settings.limit]
+    entries = arch_list.read_list(settings.archs, space)[:settings.limit]
     files.require_output("--truth", settings.truth, {},
                          lambda path: submission.reason_to_keep(path, [arch for _, _, arch in entries],
                                                                 made_by=functools.partial(has_run, settings)))
@@ -67,8 +74,7 @@ def start(settings):
 
 
 def train_one(arch, images, settings, make_validate, validates=True):
-    """Train one subnet; returns its top-1 in percent, if it validates. make_validate(): the `validate` of
-    `loop.fit`."""
+    """Train one subnet; its top-1 in percent, if it validates. make_validate(): the `validate` of `loop.fit`."""
     loop.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net = initial_net(arch, images, settings.pretrained, settings)

@@ -2,6 +2,12 @@
 
 import os
 
+from resnet48.system import signals, streams
+
+if __name__ == "__main__":  # before Paddle is imported
+    signals.hold()
+    streams.outlive_readers()
+
 from resnet48.evaluation import accuracy
 from resnet48.images import datasets
 from resnet48.nets.initial_weights import initialize

@@ -16,6 +16,7 @@
 # Relative paths in these are those of the folder that you call this from; what is not there, but in the project's folder,
 # is taken from that.
 # Arguments go to the training: sh train_supernet.sh --max_epoch 30
+# Exit codes: 0 all done, 75 stopped by a signal, 2 an error that one sentence names.
 
 there=$PWD
 cd "$(dirname "$0")" || exit 2
@@ -72,10 +73,37 @@ fi
 
 launch() {
     case "${GPUS:-}" in
-        *,*) "$PYTHON" -m paddle.distributed.launch --gpu "$GPUS" "$@" ;;
-        *) "$PYTHON" "$@" ;;
+        *,*) exec "$PYTHON" -m paddle.distributed.launch --gpu "$GPUS" "$@" ;;
+        *) exec "$PYTHON" "$@" ;;
     esac
 }
+
+alone() {
+    exec "$PYTHON" "$@"
+}
+
+# Run a program, by `launch` or `alone`, and go on only if it ends well. It runs in the background, because a signal
+# that this script alone gets, as from `docker stop`, is for the program.
+run() {
+    "$@" &
+    program=$!
+    [ -z "$stopped" ] || kill -TERM "$program"
+    wait "$program"
+    code=$?
+    while kill -0 "$program" 2>/dev/null; do # a signal has ended the waiting
+        wait "$program"
+        code=$?
+    done
+    # 15 is how Paddle's launcher ends when SIGTERM has stopped the ranks
+    if [ -n "$stopped" ] || [ $code -eq 75 ] || [ $code -eq 15 ]; then
+        echo "stopped; the same command resumes"
+        exit 75
+    fi
+    [ $code -eq 0 ] || exit $code
+}
+program=
+stopped=
+trap 'stopped=yes; [ -z "$program" ] || kill -TERM "$program" 2>/dev/null' HUP INT TERM
 
 step() {
     echo
@@ -83,31 +111,28 @@ step() {
 }
 
 step "training the supernet in $OUTPUT/train"
-launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" ${device:+--device $device} \
-    ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} ${PRETRAINED:+--pretrained "$PRETRAINED"} "$@" || exit $?
-[ -f "$OUTPUT/train/final.pdparams" ] || exit 0 # stopped by a signal; the program has said how to resume
+run launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" ${device:+--device $device} \
+    ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} ${PRETRAINED:+--pretrained "$PRETRAINED"} "$@"
+[ -f "$OUTPUT/train/final.pdparams" ] || exit 0 # a dry run
 
 if [ -z "${ARCHS:-}" ]; then
     ARCHS=$OUTPUT/archs.json
-    [ -f "$ARCHS" ] || "$PYTHON" -m resnet48 sample 200 --space $SPACE --output "$ARCHS" || exit $?
+    [ -f "$ARCHS" ] || run alone -m resnet48 sample 200 --space $SPACE --output "$ARCHS"
 fi
 step "evaluating $ARCHS"
-launch eval_supernet.py run --checkpoint "$OUTPUT/train" --archs "$ARCHS" --output "$OUTPUT/submission.json" \
-    ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} ${device:+--device $device} || exit $?
-[ -f "$OUTPUT/submission.json" ] || exit 0 # stopped too
-"$PYTHON" eval_supernet.py verify --submission "$OUTPUT/submission.json" --archs "$ARCHS" \
-    --checkpoint "$OUTPUT/train" || exit $?
+run launch eval_supernet.py run --checkpoint "$OUTPUT/train" --archs "$ARCHS" --output "$OUTPUT/submission.json" \
+    ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} ${device:+--device $device}
+run alone eval_supernet.py verify --submission "$OUTPUT/submission.json" --archs "$ARCHS" --checkpoint "$OUTPUT/train"
 
 if [ -z "${TRUTH:-}" ] && [ -z "${IMAGE_DIR:-}" ]; then
     TRUTH=$OUTPUT/truth.json
     step "training 24 of these nets on their own, as the truth"
-    "$PYTHON" pretrain.py truth --config configs/digits_standalone.yaml --archs "$ARCHS" --limit 24 --truth "$TRUTH" \
-        --save_dir "$OUTPUT/truth" || exit $?
-    [ -f "$TRUTH" ] || exit 0
+    run alone pretrain.py truth --config configs/digits_standalone.yaml --archs "$ARCHS" --limit 24 --truth "$TRUTH" \
+        --save_dir "$OUTPUT/truth"
 fi
 if [ -n "${TRUTH:-}" ]; then
     step "scoring"
-    "$PYTHON" eval_supernet.py score --submission "$OUTPUT/submission.json" --truth "$TRUTH" \
-        --report "$OUTPUT/score.md" --plot "$OUTPUT/score.png" || exit $?
+    run alone eval_supernet.py score --submission "$OUTPUT/submission.json" --truth "$TRUTH" \
+        --report "$OUTPUT/score.md" --plot "$OUTPUT/score.png"
 fi
 step "done: $(ls "$OUTPUT" | tr '\n' ' ')in $OUTPUT"

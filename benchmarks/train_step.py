@@ -54,7 +54,7 @@ def measure(way, size):
         clock = {"optimizer": float("inf")}
 
         def step():
-            objective.step(net, trained, datasets.normalize(pixels), labels, objectives.Gradients(net))
+            objective.step(net, trained, datasets.normalize(pixels), labels, objectives.Gradients(net), None)
             started = time.perf_counter()
             optimizer.step()
             optimizer.clear_grad(set_to_zero=False)
@@ -64,7 +64,7 @@ def measure(way, size):
         found[f"{name} flops"] = BATCH[size] * sum(_flops(arch, size) for _, arch in trained)
     if way == "ours":
         found["parts"] = {**_parts(lambda: objective.step(net, archs, datasets.normalize(pixels), labels,
-                                                          objectives.Gradients(net)),
+                                                          objectives.Gradients(net), None),
                                  conv_algorithms, layers),
                           "optimizer": clock["optimizer"]}
     found["rate"] = max(found["rate"], common.best_rate())

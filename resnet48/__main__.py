@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from .space.arch import FULL, ArchConfig, ArchError, named_space
-from .system import config, files, options
+from .system import config, files, options, streams
 from .system.errors import UserError, exit_on_user_error
 
 #: The setting that the word right after a command gives, so that it needs no flag.
@@ -87,4 +87,5 @@ def _aligned(rows):
 
 if __name__ == "__main__":
     sys.argv[0] = "python -m resnet48"  # the help calls a program by this name, which would be __main__.py
+    streams.outlive_readers()
     exit_on_user_error(main)

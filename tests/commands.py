@@ -16,7 +16,7 @@ from PIL import Image
 
 from resnet48.space.arch import FULL, PUBLISHED
 from resnet48.system.errors import exit_on_user_error
-from resnet48.system.runtime import STOP_SIGNALS
+from resnet48.system.signals import STOP_SIGNALS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LARGEST, SMALLEST = FULL.largest().code, PUBLISHED.smallest().code

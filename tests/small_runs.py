@@ -94,10 +94,10 @@ def fit(kind, settings, stop_after=None, validate=None, image_set=None, build_fi
     return values(net)
 
 
-def losses_of_step(objective, net, archs, images, labels):
+def losses_of_step(objective, net, archs, images, labels, moment=objectives.Moment(0, STEPS, 0.0)):
     """Leave the gradients of one step in the net; the losses by role."""
     gradients = objectives.Gradients(net)
-    objective.step(net, archs, images, labels, gradients)
+    objective.step(net, archs, images, labels, gradients, moment)
     return gradients.means()
 
 

@@ -9,8 +9,9 @@ import paddle
 import pytest
 from commands import DIGITS as SMALL_DIGITS, PATIENCE, command, environment, image_folder
 from conftest import ROOT
-from test_interruption import ENDLESS, Program, processes
+from test_interruption import ENDLESS, Program, patient, processes, wait_until
 
+from resnet48.system.errors import STOPPED
 from resnet48.training import checkpoint
 
 WORKER = os.path.join(ROOT, "tests", "train_ranks.py")
@@ -79,6 +80,26 @@ def test_a_killed_rank_takes_the_job_down_its_log_is_named_and_as_many_ranks_go_
         step = found
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1, -signal.SIGUSR1),
+                                          (signal.SIGHUP, -signal.SIGHUP)])
+def test_ranks_stop_with_a_checkpoint_whether_their_launcher_passes_a_signal_on_or_dies_of_it(
+        tmp_path, monkeypatch, number, code):
+    photos = image_folder(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    with Program("-m paddle.distributed.launch", "--nproc_per_node", 2, patient(tmp_path), "run", *ENDLESS,
+                 "--num_workers", 0, "--image_dir", photos, "--save_dir", "run") as job:
+        job.until("step 2 ")
+        ranks = [of_rank(rank, job.process.pid) for rank in (0, 1)]
+        job.process.send_signal(number)
+        assert job.ended().code == code
+        wait_until(lambda: not any(os.path.exists(f"/proc/{rank}") for rank in ranks))
+    logs = [(tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in (0, 1)]
+    why = "SIGTERM" if number == signal.SIGTERM else "the end of its launcher"
+    assert f"stopped by {why} after step " in logs[0] or "stopped by another rank after step " in logs[0]
+    assert "Traceback" not in "".join(logs) and checkpoint.load("run").state["finished"] is False
+
+
 def of_rank(rank, launcher):
     """The process of a rank."""
     for process, _, parent, _ in processes():
@@ -89,13 +110,29 @@ def of_rank(rank, launcher):
     raise AssertionError(f"rank {rank} is not there")
 
 
+def waits_alone(rank, **more):
+    """The environment of a rank of two, the other of which is never started."""
+    endpoints = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    return {**environment(), "PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": str(rank), "PADDLE_MASTER": endpoints[0],
+            "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints), "PADDLE_CURRENT_ENDPOINT": endpoints[rank], **more}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_for_the_others_can_be_told_to_stop(tmp_path, rank):
+    program = subprocess.Popen(command("train_supernet.py", "run", *SMALL_DIGITS, "--save_dir", tmp_path / "run"),
+                               env=waits_alone(rank), stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: any(parent == program.pid for _, _, parent, _ in processes()))  # who watches how long it waits
+    program.terminate()
+    _, said = program.communicate(timeout=PATIENCE)
+    assert "Traceback" not in said and said.splitlines()[-1].startswith("stopped by SIGTERM")
+    assert program.returncode in (STOPPED, -signal.SIGKILL) and os.listdir(tmp_path) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_that_are_never_started_are_waited_for_only_so_long(tmp_path, rank):
-    endpoints = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-    alone = {**environment(), "PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": str(rank), "PADDLE_MASTER": endpoints[0],
-             "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints), "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
-             "FLAGS_stop_check_timeout": "2"}
+    alone = waits_alone(rank, FLAGS_stop_check_timeout="2")
     done = subprocess.run(command("train_supernet.py", "run", *SMALL_DIGITS, "--save_dir", tmp_path / "run"), env=alone,
                           capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == -signal.SIGKILL and "Traceback" not in done.stderr

@@ -10,6 +10,8 @@ import pytest
 from commands import call, good
 
 from resnet48.evaluation import evaluator, tree_forward
+from resnet48.system import signals
+from resnet48.system.errors import STOPPED
 
 SCRIPT = "eval_supernet.py"
 ARCHS = 7
@@ -142,7 +144,7 @@ def test_a_signal_ends_it_with_one_sentence_and_the_same_command_resumes(
     with monkeypatch.context() as patched:
         signal_at(patched, number, walks)
         ended = call(SCRIPT, *words)
-    assert ended.code == 0 and ended.own_errors() == []
+    assert ended.code == STOPPED and ended.own_errors() == []
     assert ended.out.splitlines()[-1] == (f"stopped by {signal.Signals(number).name}: what is finished is kept in "
                                           f"{tmp_path / 's.journal'}, the same command resumes")
     assert not (tmp_path / "s.json").exists()
@@ -153,10 +155,24 @@ def test_a_signal_ends_it_with_one_sentence_and_the_same_command_resumes(
     assert_as_undisturbed(tmp_path, undisturbed)
 
 
+def test_the_end_of_the_launcher_ends_it_too_and_keeps_what_is_finished(
+        tmp_path, monkeypatch, weights, archs, undisturbed):
+    words = evaluation.words(weights, archs, tmp_path / "s.json")
+    with monkeypatch.context() as patched:
+        patched.setattr(signals, "launcher_is_gone", lambda: len(tasks(tmp_path, "counts")) > 1)
+        ended = call(SCRIPT, *words)
+    assert ended.code == STOPPED and ended.own_errors() == []
+    assert ended.out.splitlines()[-1].startswith("stopped by the end of its launcher: what is finished is kept in ")
+    assert len(tasks(tmp_path, "counts")) == 2
+    good(call(SCRIPT, *words))
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
 def test_the_reference_says_that_nothing_is_kept_of_it(tmp_path, monkeypatch, weights, archs):
     monkeypatch.setattr(evaluator.accuracy, "one_by_one", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     ended = call(SCRIPT, *evaluation.words(weights, archs, tmp_path / "s.json", "--one_by_one"))
-    assert ended.code == 0 and ended.out.splitlines()[-1] == "stopped by SIGTERM: nothing is kept of --one_by_one"
+    assert ended.code == STOPPED
+    assert ended.out.splitlines()[-1] == "stopped by SIGTERM: nothing is kept of --one_by_one"
     assert os.listdir(tmp_path) == []
 
 

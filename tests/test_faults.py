@@ -7,11 +7,13 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections import namedtuple
 
 import paddle
 import pytest
-from commands import DIGITS, PATIENCE, SMALL, Ended, call, command, environment, good, image_folder, refusal
+from commands import (DIGITS, PATIENCE, SMALL, SMALLEST, Ended, call, command, environment, good, image_folder,
+                      refusal)
 from small_runs import SETTINGS, STANDALONE, fit, newest
 from test_interruption import ENDLESS, Program, processes
 
@@ -110,6 +112,82 @@ def test_a_log_on_a_full_disk_is_one_sentence(tmp_path):
         ended = subprocess.run(command(*ON_DIGITS, "--save_dir", tmp_path), env=environment(), stdout=full,
                                stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     assert sentence(Ended(ended.returncode, "", ended.stderr)) == "cannot write: No space left on device"
+
+
+# ---- nobody reads what is printed
+
+def pipe_without_reader():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def closed_terminal():
+    master, terminal = os.openpty()
+    os.close(master)
+    return terminal
+
+
+def without(number, words, handle=None, **options):
+    """Run a program with a descriptor that is `handle`, or closed."""
+    def change():
+        os.close(number) if handle is None else os.dup2(handle, number)
+
+    other = {"stderr": subprocess.PIPE} if number == 1 else {"stdout": subprocess.PIPE}
+    return subprocess.run(words, env=environment(), text=True, timeout=PATIENCE, preexec_fn=change, **other, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2], ids=["stdout", "stderr"])
+@pytest.mark.parametrize("make", [pipe_without_reader, closed_terminal, lambda: None],
+                         ids=["pipe", "terminal", "closed"])
+def test_a_run_outlives_who_reads_it_and_loses_only_lines(tmp_path, photos, make, number):
+    handle = make()
+    ended = without(number, command(*TRAINING, "--image_dir", photos, "--max_epoch", 2, "--log_freq", 1, "--save_dir",
+                                    tmp_path / "run"), handle)
+    if handle is not None:
+        os.close(handle)
+    assert ended.returncode == 0 and "Error" not in (ended.stderr or ""), ended.stderr
+    assert number == 1 or "trained: " in ended.stdout
+    assert checkpoint.load(str(tmp_path / "run")).state["finished"] is True
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 7
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_in_the_midst_loses_only_the_rest(tmp_path, photos):
+    words = command(*TRAINING, "--image_dir", photos, "--max_epoch", 4, "--log_freq", 1, "--save_dir", tmp_path / "run")
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "step 1 " not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(PATIENCE) == 0 and "Error" not in said
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 13
+
+
+@pytest.mark.parametrize("make", [pipe_without_reader, lambda: None], ids=["pipe", "closed"])
+@pytest.mark.parametrize("words, code", [(("describe", SMALLEST), 0), (("--help",), 0), (("describe", "7"), 2)])
+def test_the_exit_code_is_that_of_the_work_whether_anybody_reads_or_not(make, words, code):
+    for number in (1, 2):
+        ended = without(number, command("-m resnet48", *words), make())
+        assert ended.returncode == code and "Traceback" not in (ended.stderr or "")
+
+
+def test_a_closed_stream_does_not_give_its_number_to_the_next_file(tmp_path):
+    program = ("import os, sys\nfrom resnet48.system import streams\nstreams.outlive_readers()\n"
+               "with open(sys.argv[1], 'w') as file:\n    file.write(str(file.fileno() > 2))\n"
+               "os.write(1, b'by a library')\nprint('lost')")
+    ended = without(1, [sys.executable, "-c", program, tmp_path / "file"])
+    assert ended.returncode == 0 and (tmp_path / "file").read_text() == "True"
+
+
+def test_characters_that_a_stream_lacks_are_written_as_escapes():
+    program = ("from resnet48.system import streams\nstreams.outlive_readers()\n"
+               "print('\\u732b \\udcff caf\\xe9')")
+    for encoding, expected in (("ascii", b"\\u732b \\udcff caf\\xe9\n"), ("utf-8", "猫 \\udcff café\n".encode())):
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True,
+                               env={**environment(), "PYTHONIOENCODING": encoding})
+        assert ended.stdout == expected, ended
 
 
 # ---- shared memory

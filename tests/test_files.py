@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from resnet48.system import files
 from resnet48.system.errors import UserError
@@ -250,3 +251,56 @@ def test_a_name_that_no_file_can_have_is_not_called_a_number(name, words):
 def test_a_byte_order_mark_is_no_json_and_is_passed_over(tmp_path):
     (tmp_path / "list.json").write_bytes(b"\xef\xbb\xbf{}")
     assert files.read_json(str(tmp_path / "list.json"), "list") == {}
+
+
+HOLDER = """
+import sys
+from resnet48.system import files
+with files.held(sys.argv[1], "it is taken"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(path):
+    """A process that holds the lock file until its input ends."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True, cwd=ROOT)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.parametrize("end", [lambda process: process.communicate(""), lambda process: process.kill()],
+                         ids=["ends", "is killed"])
+def test_what_one_process_holds_another_is_refused_until_the_first_is_gone(tmp_path, end):
+    path = str(tmp_path / "new" / ".lock")
+    process = holder(path)
+    try:
+        with pytest.raises(UserError, match="^it is taken$"), files.held(path, "it is taken"):
+            raise AssertionError
+    finally:
+        end(process)
+        process.communicate()
+    with files.held(path, "it is taken"):
+        assert os.path.exists(path)
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_of_processes_that_hold_a_file_again_and_again_never_two_do_so_at_once(tmp_path):
+    """Each removes the file in the end, and may do so between two moments of another's opening and locking it."""
+    program = """
+import os, sys
+from resnet48.system import files
+path, mark, done = sys.argv[1], sys.argv[1] + ".mark", 0
+while done < 100:
+    try:
+        with files.held(path, ""):
+            os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+            os.unlink(mark)
+            done += 1
+    except files.UserError:
+        pass
+"""
+    workers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / ".lock")], cwd=ROOT) for _ in range(3)]
+    assert [worker.wait(600) for worker in workers] == [0, 0, 0]
+    assert os.listdir(tmp_path) == []

@@ -9,8 +9,8 @@ from small_runs import (CLASSES, PER_EPOCH, SANDWICH, SETTINGS, SPACE, STANDALON
                         fit, images, newest, same, table, values)
 
 from resnet48.evaluation import accuracy
-from resnet48.system import config, runtime
-from resnet48.system.errors import UserError
+from resnet48.system import config, signals
+from resnet48.system.errors import Stopped, UserError
 from resnet48.training import checkpoint, loop, objectives, optim
 from resnet48.training.loop import Diverged
 
@@ -24,8 +24,8 @@ def spoiled(kind, at, spoil):
     calls = []
 
     class Spoiled(type(kind.objective)):
-        def step(self, net, archs, images, labels, gradients):
-            super().step(net, archs, images, labels, gradients)
+        def step(self, net, archs, images, labels, gradients, moment):
+            super().step(net, archs, images, labels, gradients, moment)
             calls.append(None)
             if len(calls) == at:
                 spoil(net, gradients)
@@ -85,7 +85,7 @@ def test_a_row_holds_the_mean_of_the_losses_since_the_row_before(tmp_path):
     class Noting(objectives.Standalone):
         def step(self, *arguments):
             super().step(*arguments)
-            losses.append(arguments[-1].means())
+            losses.append(arguments[4].means())
 
     fit(STANDALONE._replace(objective=Noting()), dataclasses.replace(settings(tmp_path), log_freq=4))
     rows = table(tmp_path)
@@ -141,7 +141,7 @@ def test_steps_are_a_bar_on_a_terminal_and_only_lines_in_a_log(tmp_path, monkeyp
 
 # ---- stopping
 
-@pytest.mark.parametrize("number", runtime.STOP_SIGNALS)
+@pytest.mark.parametrize("number", signals.STOP_SIGNALS)
 def test_a_signal_ends_the_run_at_a_step_boundary_with_a_checkpoint(tmp_path, capsys, number):
     assert fit(STANDALONE, settings(tmp_path), stop_after=3, number=number) is None
     assert checkpoints(tmp_path) == [3] and newest(tmp_path).state["step"] == 3
@@ -149,12 +149,20 @@ def test_a_signal_ends_the_run_at_a_step_boundary_with_a_checkpoint(tmp_path, ca
     assert not os.path.exists(tmp_path / "final.pdparams")
 
 
+def test_the_end_of_the_launcher_ends_the_run_with_a_checkpoint_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(signals, "launcher_is_gone", lambda: True)
+    with pytest.raises(Stopped):
+        loop.fit(STANDALONE.make(len(CLASSES)), STANDALONE.stages(), images(), settings(tmp_path))
+    assert checkpoints(tmp_path) == [1]
+    assert f"stopped by the end of its launcher after step 1 of {STEPS}" in capsys.readouterr().out
+
+
 def test_signals_are_handled_as_before_when_a_run_has_ended(tmp_path):
-    before = [signal.getsignal(number) for number in runtime.STOP_SIGNALS]
+    before = [signal.getsignal(number) for number in signals.STOP_SIGNALS]
     fit(STANDALONE, dataclasses.replace(settings(tmp_path / "whole"), max_epoch=1))
-    assert [signal.getsignal(number) for number in runtime.STOP_SIGNALS] == before
+    assert [signal.getsignal(number) for number in signals.STOP_SIGNALS] == before
     fit(STANDALONE, settings(tmp_path / "stopped"), stop_after=1)
-    assert [signal.getsignal(number) for number in runtime.STOP_SIGNALS] == before
+    assert [signal.getsignal(number) for number in signals.STOP_SIGNALS] == before
 
 
 def test_a_dry_run_that_is_stopped_does_not_promise_to_go_on(tmp_path, capsys):

@@ -1,7 +1,7 @@
 import pytest
 
 from resnet48.evaluation import prefix_tree, tree_forward
-from resnet48.ranking import submission
+from resnet48.space import arch_list
 from resnet48.space.arch import FULL, PUBLISHED, ArchConfig
 
 
@@ -135,7 +135,7 @@ def test_memory_is_that_of_the_worst_path_and_not_of_the_whole_walk(rng):
 
 @pytest.mark.slow
 def test_the_published_list_is_412795_nodes_and_costs_1_586_instead_of_2_972_gmacs(published):
-    archs = [entry.arch for entry in submission.read_list(published)]
+    archs = [entry.arch for entry in arch_list.read_list(published)]
     steps = prefix_tree.traversal(archs)
     cost, alone = tree_forward.cost(steps, 224, 1000), prefix_tree.separate_macs(archs, 224, 1000)
     assert cost.nodes == 412_795

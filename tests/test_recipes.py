@@ -136,7 +136,7 @@ class Remembering(objectives.Objective):
         super().__init__()
         self.calls = 0
 
-    def step(self, net, archs, images, labels, gradients):
+    def step(self, net, archs, images, labels, gradients, moment):
         self.calls += 1
         for role, arch in archs:
             gradients.add(role, self.calls * self.cross_entropy(net(images, arch), labels))
@@ -234,8 +234,8 @@ def test_resolved_settings_with_stages_read_back_the_same(yaml_file):
     ("stages: [{epoch: 3}]\n", "stages, item 1: unknown key 'epoch'; the nearest is epochs"),
     ("stages: [{epochs: 2}, {epochs: 0}]\n", "--epochs must be more than 0, got 0.0"),
     ("stages: [{epochs: 1.5}]\n", "--max_epoch takes a whole number, got 1.5"),
-    ("recipe: nothing\n", "--recipe takes the name of a file in configs/ (demo, "),
-    ("recipe: ../configs/uniform\n", "--recipe takes the name of a file in configs/ (demo, ")])
+    ("recipe: nothing\n", "--recipe takes the name of a file in configs/ ("),
+    ("recipe: ../configs/uniform\n", "--recipe takes the name of a file in configs/ (")])
 def test_stages_and_recipes_that_make_no_sense_are_refused(yaml_file, text, sentence):
     with pytest.raises(UserError) as error:
         parse("--config", yaml_file(text))

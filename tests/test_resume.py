@@ -9,7 +9,7 @@ from small_runs import (CLASSES, FIXED_TEACHER, SANDWICH, SETTINGS, SPACE, STAND
 
 from resnet48.nets.supernet import ResNet48
 from resnet48.system.errors import UserError
-from resnet48.training import checkpoint
+from resnet48.training import checkpoint, resume
 
 KINDS = {"standalone": STANDALONE, "sandwich": SANDWICH, "subnets that leave blocks out": FIXED_TEACHER}
 
@@ -106,6 +106,23 @@ def test_a_kill_between_the_final_files_is_mended_by_the_same_command(tmp_path, 
     assert sorted(os.listdir(tmp_path)) == sorted({name.split(os.sep)[0] for name in expected})
     assert (tmp_path / "final.pdopt").read_bytes() == \
         (tmp_path / "checkpoints" / "step-00000018" / "net.pdopt").read_bytes()
+
+
+@pytest.mark.parametrize("without", [(), ("finished",), ("finished", "steps")], ids=["today", "", "of earlier versions"])
+def test_a_checkpoint_says_whether_its_training_was_finished(tmp_path, without):
+    config = stopped_run(tmp_path)
+    states = [newest(tmp_path).state]
+    fit(STANDALONE, config)
+    states.append(newest(tmp_path).state)
+    assert [state["finished"] for state in states] == [False, True]
+    left = [{name: value for name, value in state.items() if name not in without} for state in states]
+    assert [resume.unfinished(state) for state in left] == [f"step 8 of {STEPS}", None]
+
+
+@pytest.mark.parametrize("state", [{}, {"net": {}}, {"step": 3}, {"step": "3", "steps": 8},
+                                   {"step": 3, "settings": {"max_epoch": 2, "batch_size": 0}, "images": 3, "ranks": 1}])
+def test_of_weights_without_a_run_nobody_says_that_they_are_unfinished(state):
+    assert resume.unfinished(state) is None
 
 
 # ---- metrics.csv

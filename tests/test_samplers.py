@@ -75,3 +75,50 @@ def test_every_sampler_draws_from_a_list_of_archs_too(sampler, narrow_published,
     assert {arch for _, arch in drawn} == set(archs)
     for role, extreme in (("largest", max), ("smallest", min)):
         assert {arch.macs() for each, arch in drawn if each == role} <= {extreme(arch.macs() for arch in archs)}
+
+
+def digits_of(arch):
+    """Depths, outer digits of the four stages, and inner digits by (stage, block), of an arch."""
+    code, first, outer, inner = arch.code, 5, [], {}
+    for stage, (depth, capacity) in enumerate(zip(arch.depths, (5, 5, 8, 5))):
+        blocks = code[first:first + 2 * depth]
+        outer.append(blocks[1])
+        inner |= {(stage, block): digit for block, digit in enumerate(blocks[::2])}
+        first += 2 * capacity
+    return arch.depths, outer, inner
+
+
+@pytest.mark.parametrize("first", [0, 420])
+def test_over_a_fair_cycle_every_depth_and_every_code_of_a_tied_group_comes_equally_often(first):
+    cycle = 420  # the least common multiple of 3, 4, 5 and 7 choices
+    archs = [arch for _, arch in samplers.fair(PUBLISHED, 0, first // cycle, 9, cycle)]
+    depths, outer, inner = zip(*map(digits_of, archs))
+    for stage, ((fewest, most), allowed) in enumerate(zip(PUBLISHED.depths, PUBLISHED.codes[1:])):
+        for depth in range(fewest, most + 1):
+            assert sum(each[stage] == depth for each in depths) == cycle / (most + 1 - fewest)
+        for digit in allowed:
+            assert sum(each[stage] == digit for each in outer) == cycle / len(allowed)
+            assert sum(each[stage, 0] == digit for each in inner) == cycle / len(allowed)  # a block that all have
+    assert len(set(archs)) > 400  # and yet they are all different
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_fair_cycle_goes_on_from_step_to_step_whatever_the_number_of_subnets(count):
+    at_once = samplers.fair(PUBLISHED, 5, 0, 1, 12)
+    assert [pair for step in range(12 // count) for pair in samplers.fair(PUBLISHED, 5, step, 12, count)] == at_once
+
+
+def test_a_fair_sandwich_is_the_extremes_and_fair_draws():
+    pairs = [samplers.fair_sandwich(PUBLISHED, 5, step, 6, 4) for step in range(6)]
+    assert all(each[:2] == [("largest", PUBLISHED.largest()), ("smallest", PUBLISHED.smallest())] for each in pairs)
+    assert [pair for each in pairs for pair in each[2:]] == samplers.fair(PUBLISHED, 5, 0, 1, 12)
+
+
+@pytest.mark.parametrize("name", ["uniform", "fair"])
+def test_of_a_list_every_arch_comes_once_before_one_comes_again(narrow_published, rng, name):
+    archs = [narrow_published.sample(rng) for _ in range(7)]
+    candidates, draw = samplers.ArchList(archs), samplers.SAMPLERS[name].draw
+    drawn = [arch for step in range(7) for _, arch in draw(candidates, 0, step, 7, 4)]
+    for first in range(0, 28, 7):
+        assert set(drawn[first:first + 7]) == set(archs)
+    assert drawn[:7] != drawn[7:14]

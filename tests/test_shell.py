@@ -6,6 +6,7 @@ nothing is downloaded and no machine differs. A stand-in writes down each call i
 
 import os
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -34,15 +35,25 @@ case "$*" in
         [ ! -f without_network ] || { echo "Could not find a version" >&2; exit 1; }
         touch "$here/packages" ;;
     *"train_supernet.py run"*)
+        [ ! -f launcher_ends ] || exit 15
         [ ! -f training_fails ] || { echo "error: no" >&2; exit 2; }
         while [ "$1" != --save_dir ]; do shift; done
-        mkdir -p "$2"; [ -f training_stops ] || touch "$2/final.pdparams" ;;
+        mkdir -p "$2"
+        if [ -f waits ]; then
+            trap 'echo "told to stop" >> "$CALLS"; exit 75' TERM
+            touch waiting
+            while :; do :; done
+        fi
+        [ ! -f training_stops ] || exit 75
+        touch "$2/final.pdparams" ;;
     *"resnet48 sample"* | *"eval_supernet.py run"*)
+        [ ! -f evaluation_stops ] || exit 75
         while [ "$1" != --output ]; do shift; done
-        [ -f evaluation_stops ] || touch "$2" ;;
+        touch "$2" ;;
     *"pretrain.py truth"*)
         while [ "$1" != --truth ]; do shift; done
-        [ -f truth_stops ] || touch "$2" ;;
+        [ ! -f truth_stops ] || exit 75
+        touch "$2" ;;
 esac
 '''
 #: Stands for nvidia-smi on a machine with as many GPUs as $GPU_COUNT says.
@@ -75,11 +86,13 @@ class Machine:
     def run(self, script, *words, shell="sh", **variables):
         """How a script ended: (code, output, errors)."""
         found = shutil.which(shell)
-        environment = {"PATH": str(self.bin), "CALLS": str(self.bin / "calls"), **variables}
         program = [found, "sh"] if shell == "busybox" else [found]
-        ended = subprocess.run([*program, str(self.tree / script), *words], env=environment, cwd=self.bin,
-                               capture_output=True, text=True, timeout=600)
+        ended = subprocess.run([*program, str(self.tree / script), *words], env=self.environment(**variables),
+                               cwd=self.bin, capture_output=True, text=True, timeout=600)
         return ended.returncode, ended.stdout, ended.stderr
+
+    def environment(self, **variables):
+        return {"PATH": str(self.bin), "CALLS": str(self.bin / "calls"), **variables}
 
     def calls(self):
         """What the stand-ins have been asked for since the last time."""
@@ -248,7 +261,8 @@ def test_the_road_ends_where_a_step_is_stopped_or_fails(equipped):
     for stopped, last in (("training", "train_supernet.py run"), ("evaluation", "eval_supernet.py run"),
                           ("truth", "pretrain.py truth")):
         (equipped.tree / f"{stopped}_stops").touch()
-        assert equipped.run("train_supernet.sh", **archs)[::2] == (0, "")
+        code, said, errors = equipped.run("train_supernet.sh", **archs)
+        assert (code, errors) == (75, "") and said.splitlines()[-1] == "stopped; the same command resumes"
         assert steps(equipped.calls())[-1] == last
         (equipped.tree / f"{stopped}_stops").unlink()
     (equipped.tree / "training_fails").touch()
@@ -328,3 +342,25 @@ def test_a_checkout_has_unix_line_ends_whatever_git_is_told(tmp_path):
         subprocess.run([*git, *words], cwd=tree, check=True, capture_output=True)
     for name in SCRIPTS:
         assert b"\r" not in (tmp_path / "copy" / name).read_bytes()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_the_script_alone_gets_stops_the_program_and_ends_with_the_same_code(equipped, shell, number):
+    (equipped.tree / "waits").touch()
+    program = [shutil.which(shell), *["sh"] * (shell == "busybox"), str(equipped.tree / "train_supernet.sh")]
+    script = subprocess.Popen(program, env=equipped.environment(), cwd=equipped.bin, stdout=subprocess.PIPE, text=True)
+    while not (equipped.tree / "waiting").exists():
+        assert script.poll() is None
+    script.send_signal(number)
+    said, _ = script.communicate(timeout=600)
+    assert script.returncode == 75 and said.splitlines()[-1] == "stopped; the same command resumes"
+    assert equipped.calls()[-1] == "told to stop"
+
+
+def test_a_launcher_that_sigterm_has_ended_counts_as_stopped(equipped):
+    equipped.install("nvidia-smi", NVIDIA_SMI)
+    (equipped.tree / "launcher_ends").touch()
+    code, said, _ = equipped.run("train_supernet.sh", GPU_COUNT="2")
+    assert code == 75 and said.splitlines()[-1] == "stopped; the same command resumes"
+    assert steps(equipped.calls()) == ["train_supernet.py run"]

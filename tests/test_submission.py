@@ -51,12 +51,13 @@ class Road:
         self.list = save(folder / "list.json", form())
         self.checkpoint = save(folder / "final.pdparams", "weights")
         self.submission = str(folder / "submission.json")
-        submission.write_accuracies(self.submission, submission.read_list(self.list), [71.5, 70.25, 73.0])
+        submission.write_accuracies(self.submission, arch_list.read_list(self.list), [71.5, 70.25, 73.0])
         self.state()
 
-    def state(self, partial=False):
+    def state(self, partial=False, unfinished=None):
         submission.write_manifest(self.submission, self.list, self.checkpoint, NET, {"calib_images": 512}, archs=3,
-                                  partial=partial, val_images=320, image_size=33, versions={"numpy": "1.26.4"})
+                                  partial=partial, val_images=320, image_size=33, versions={"numpy": "1.26.4"},
+                                  unfinished=unfinished)
 
     def edit(self, change):
         """Change the submission and write its manifest anew."""
@@ -86,20 +87,20 @@ def refusal(function, *arguments):
 
 def test_list_is_read_in_file_order_with_the_exact_code_strings(tmp_path):
     written = {"arch10": {"acc": 0.0, "arch": CODES[0]}, "arch2": {"arch": "1" + CODES[1], "acc": 1}}
-    entries = submission.read_list(save(tmp_path / "list.json", written))
+    entries = arch_list.read_list(save(tmp_path / "list.json", written))
     assert [(key, code) for key, code, _ in entries] == [("arch10", CODES[0]), ("arch2", "1" + CODES[1])]
     assert [arch.code for _, _, arch in entries] == CODES[:2]
 
 
 def test_list_is_read_in_the_space_that_is_given(tmp_path, narrow):
     path = save(tmp_path / "list.json", {"a": {"acc": 0.0, "arch": narrow.largest().code}})
-    assert submission.read_list(path, narrow)[0].arch == narrow.largest()
+    assert arch_list.read_list(path, narrow)[0].arch == narrow.largest()
     outside_pool = save(tmp_path / "wide.json", {"a": {"acc": 0.0, "arch": FULL.smallest().code}})
-    assert "'a'" in refusal(submission.read_list, outside_pool, PUBLISHED)
+    assert "'a'" in refusal(arch_list.read_list, outside_pool, PUBLISHED)
 
 
 def test_published_list_is_read(published):
-    entries = submission.read_list(published)
+    entries = arch_list.read_list(published)
     assert len(entries) == 45000 and entries[0].key == "arch1" and entries[-1].key == "arch45000"
 
 
@@ -118,7 +119,7 @@ GOOD = {"acc": 0.0, "arch": CODES[0]}
 ])
 def test_malformed_entry_is_refused_naming_file_key_and_fault(tmp_path, entry, words):
     path = save(tmp_path / "list.json", {"fine": {"acc": 0.0, "arch": CODES[1]}, "broken": entry})
-    message = refusal(submission.read_list, path)
+    message = refusal(arch_list.read_list, path)
     assert path in message and "'broken'" in message and words in message and "\n" not in message
 
 
@@ -126,17 +127,17 @@ def test_malformed_entry_is_refused_naming_file_key_and_fault(tmp_path, entry, w
                                          ("null", "null"), ("", "not JSON"), ('{"a": ', "not JSON")])
 def test_list_that_is_no_object_or_empty_is_refused_naming_the_file(tmp_path, text, words):
     path = save(tmp_path / "list.json", text)
-    message = refusal(submission.read_list, path)
+    message = refusal(arch_list.read_list, path)
     assert path in message and words in message
 
 
 def test_missing_list_is_refused_naming_the_file(tmp_path):
-    assert "nowhere.json" in refusal(submission.read_list, str(tmp_path / "nowhere.json"))
+    assert "nowhere.json" in refusal(arch_list.read_list, str(tmp_path / "nowhere.json"))
 
 
 def test_duplicate_key_is_refused_by_name(tmp_path):
     entries = [f'"arch7": {{"acc": 0.0, "arch": "{code}"}}' for code in CODES[:2]]
-    assert "'arch7'" in refusal(submission.read_list, save(tmp_path / "list.json", "{" + ", ".join(entries) + "}"))
+    assert "'arch7'" in refusal(arch_list.read_list, save(tmp_path / "list.json", "{" + ", ".join(entries) + "}"))
 
 
 @pytest.mark.parametrize("before, again", [("", ""), ("", "1"), ("1", ""), ("1", "1")])
@@ -144,7 +145,7 @@ def test_same_arch_under_two_keys_is_refused_naming_both(tmp_path, before, again
     path = save(tmp_path / "list.json", {"first": {"acc": 0.0, "arch": before + CODES[0]},
                                          "other": {"acc": 0.0, "arch": CODES[1]},
                                          "second": {"acc": 0.0, "arch": again + CODES[0]}})
-    message = refusal(submission.read_list, path)
+    message = refusal(arch_list.read_list, path)
     assert path in message and "'first'" in message and "'second'" in message and "'other'" not in message
 
 
@@ -153,7 +154,7 @@ def test_same_arch_under_two_keys_is_refused_naming_both(tmp_path, before, again
 
 def test_submission_has_keys_order_and_code_strings_of_the_list_and_accuracies_in_percent(tmp_path):
     listed = {"z": {"acc": 0.0, "arch": "1" + CODES[0]}, "a": {"acc": 0.0, "arch": CODES[1]}}
-    entries = submission.read_list(save(tmp_path / "list.json", listed))
+    entries = arch_list.read_list(save(tmp_path / "list.json", listed))
     path = tmp_path / "new" / "submission.json"
     submission.write_accuracies(str(path), entries, np.array([93.4, 7]))
     text = path.read_text()
@@ -161,7 +162,7 @@ def test_submission_has_keys_order_and_code_strings_of_the_list_and_accuracies_i
 
 
 def test_accuracies_survive_writing_and_reading_to_the_last_digit(tmp_path):
-    entries = submission.read_list(save(tmp_path / "list.json", form()))
+    entries = arch_list.read_list(save(tmp_path / "list.json", form()))
     accuracies = [100 * count / 320 for count in (1, 213, 319)]
     submission.write_accuracies(str(tmp_path / "s.json"), entries, accuracies)
     assert arch_list.read_accuracies(str(tmp_path / "s.json"), "submission") == (entries, accuracies)
@@ -170,7 +171,7 @@ def test_accuracies_survive_writing_and_reading_to_the_last_digit(tmp_path):
 @pytest.mark.parametrize("accuracies", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0], [], [1.0, 2.0, math.nan],
                                         [1.0, math.inf, 3.0], [-0.1, 2.0, 3.0], [1.0, 2.0, 100.1]])
 def test_wrong_accuracies_are_refused_and_an_older_submission_stays(tmp_path, accuracies):
-    entries = submission.read_list(save(tmp_path / "list.json", form()))
+    entries = arch_list.read_list(save(tmp_path / "list.json", form()))
     path = save(tmp_path / "s.json", "older")
     with pytest.raises(ValueError):
         submission.write_accuracies(path, entries, accuracies)
@@ -178,7 +179,7 @@ def test_wrong_accuracies_are_refused_and_an_older_submission_stays(tmp_path, ac
 
 
 def test_submission_that_cannot_be_written_is_a_clear_error_and_leaves_nothing(tmp_path):
-    entries = submission.read_list(save(tmp_path / "list.json", form()))
+    entries = arch_list.read_list(save(tmp_path / "list.json", form()))
     (tmp_path / "s.json").mkdir()
     assert "s.json" in refusal(submission.write_accuracies, str(tmp_path / "s.json"), entries, [1.0, 2.0, 3.0])
     assert sorted(os.listdir(tmp_path)) == ["list.json", "s.json"]
@@ -201,8 +202,8 @@ def test_manifest_says_what_the_submission_was_made_of(road):
             return hashlib.sha256(content.read()).hexdigest()
 
     assert manifest == {"submission_sha256": digest(road.submission), "arch_list_sha256": digest(road.list),
-                        "checkpoint_sha256": digest(road.checkpoint), "archs": 3, "partial": False, "val_images": 320,
-                        "image_size": 33, "net": json.loads(json.dumps(NET)), "settings": {"calib_images": 512},
+                        "checkpoint_sha256": digest(road.checkpoint), "archs": 3, "partial": False, "unfinished_training": None,
+                        "val_images": 320, "image_size": 33, "net": json.loads(json.dumps(NET)), "settings": {"calib_images": 512},
                         "versions": {"numpy": "1.26.4"}}
 
 
@@ -228,7 +229,7 @@ def test_manifest_that_names_no_net_is_a_clear_error(road, text):
 
 
 def test_counts_behind_the_accuracies_are_kept_beside_the_submission(road):
-    entries = submission.read_list(road.list)
+    entries = arch_list.read_list(road.list)
     submission.write_counts(road.submission, entries, np.array([[7, 9], [0, 5], [10, 10]]), 10)
     with open(road.folder / "submission.counts.json") as file:
         kept = json.load(file)
@@ -350,6 +351,13 @@ def test_verify_finds_that_the_checkpoint_is_another_one(road):
     assert "checkpoint_sha256" in finding
 
 
+def test_verify_refuses_a_supernet_whose_training_was_not_finished_unless_that_is_allowed(road):
+    road.state(unfinished="step 12 of 12000")
+    (finding,) = road.findings()
+    assert "not finished (step 12 of 12000)" in finding and "--allow_unfinished" in finding
+    assert submission.verify(road.submission, road.list, allow_unfinished=True) == []
+
+
 @pytest.mark.parametrize("partial", [True, None, "no"])
 def test_verify_finds_a_run_not_known_to_be_complete(road, partial):
     road.state(partial=partial)
@@ -380,12 +388,12 @@ def test_reading_and_scoring_import_neither_paddle_nor_pyplot():
 
 def reason(road, *, kept=3, **options):
     return submission.reason_to_keep(road.submission, [entry.arch for entry in
-                                                       submission.read_list(road.list)[:kept]], **options)
+                                                       arch_list.read_list(road.list)[:kept]], **options)
 
 
 def test_a_list_without_accuracies_is_filled_in_place_as_a_whole_or_not_at_all(tmp_path):
     path = save(tmp_path / "list.json", form())
-    archs = [entry.arch for entry in submission.read_list(path)]
+    archs = [entry.arch for entry in arch_list.read_list(path)]
     assert submission.reason_to_keep(path, archs) is None
     assert "holds 1 archs (of 3) that would not be in the new file" in submission.reason_to_keep(path, archs[:2])
 
@@ -404,7 +412,7 @@ def test_a_partial_submission_is_replaced_by_any_other(road):
 def test_accuracies_from_elsewhere_are_not_replaced(road):
     os.unlink(submission.manifest_path(road.submission))
     assert "accuracies from elsewhere" in reason(road)
-    submission.write_counts(road.submission, submission.read_list(road.list), [(1, 1), (2, 2), (3, 3)], 10)
+    submission.write_counts(road.submission, arch_list.read_list(road.list), [(1, 1), (2, 2), (3, 3)], 10)
     assert "accuracies from elsewhere" in reason(road)  # counts of another submission
     for made_here, expected in ((True, None), (False, "is there already and holds accuracies from elsewhere, such as "
                                                       "a truth")):
@@ -412,7 +420,7 @@ def test_accuracies_from_elsewhere_are_not_replaced(road):
 
 
 def test_what_counts_beside_it_belong_to_was_written_by_an_evaluation(tmp_path):
-    entries = submission.read_list(save(tmp_path / "list.json", form()))
+    entries = arch_list.read_list(save(tmp_path / "list.json", form()))
     path, codes = str(tmp_path / "so_far.json"), [[entry.key, entry.code] for entry in entries]
     submission.write_partial(path, codes, [(1, 2), (3, 3), (0, 9)], 32, 60)
     assert submission.reason_to_keep(path, [entry.arch for entry in entries], finished_too=True) is None

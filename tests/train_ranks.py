@@ -39,7 +39,8 @@ def main(kind, global_batch, output):
     taken = loader.batches(images, 0, STEPS, batch_size, 0, rank, world_size, print)
     for step, (pixels, labels) in enumerate(taken):
         archs = samplers.sandwich(space, 0, step, STEPS, 3)
-        objective.step(net, archs, datasets.normalize(pixels).astype("float64"), labels, objectives.Gradients(net))
+        objective.step(net, archs, datasets.normalize(pixels).astype("float64"), labels, objectives.Gradients(net),
+                       None)
         runtime.average_gradients(optim.trainable(net), False)
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)

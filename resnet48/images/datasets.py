@@ -175,9 +175,12 @@ def normalize(images: paddle.Tensor) -> paddle.Tensor:
 
 def in_threads(do: Callable[[int], object], count: int, threads: int, what: str) -> None:
     """Call `do(place)` for every place below `count`, with progress. Decoding releases the interpreter's lock."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    pool = ThreadPoolExecutor(max(1, threads))
+    try:
         for _ in progress(pool.map(do, range(count)), count, what):
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error or a signal does not wait for all that is left
 
 
 def decode(split: Split, indices: Sequence[int], size: int, threads: int = 1, skip_bad: bool = False,

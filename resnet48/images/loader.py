@@ -7,6 +7,7 @@ import contextlib
 import glob
 import itertools
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -16,8 +17,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import paddle
 
+from ..system import signals
 from ..system.errors import UserError
-from ..system.runtime import STOP_SIGNALS, require_shared_memory
+from ..system.runtime import require_shared_memory
 from . import transforms
 from .datasets import BadImage, ImageSet, transformed
 
@@ -99,16 +101,24 @@ def _follow_the_main_process(_worker):
 
     A shell, a batch system and `timeout` signal the whole process group; Paddle's own watchdog blocks on a queue.
     """
-    def end_with(parent):
+    parent = os.getppid()
+
+    def clear():
+        """Remove the batches that will not be fetched any more."""
+        if os.getppid() != parent:
+            for left in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(left)
+
+    def end_with_parent():
         while os.getppid() == parent:
             time.sleep(1)
-        for left in glob.glob(f"/dev/shm/paddle_{os.getpid()}_*"):  # batches that will not be fetched any more
-            os.unlink(left)
+        clear()
         os._exit(1)
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    signals.ignore()
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    multiprocessing.util.Finalize(None, clear, exitpriority=-10)  # where Paddle's loop notices first and ends by itself
 
 
 @contextlib.contextmanager

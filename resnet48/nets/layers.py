@@ -23,13 +23,13 @@ def batch_norm(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
     """
     width = x.shape[1]
     mean, variance = _first(layer._mean, width), _first(layer._variance, width)
-    moves_a_part = layer.training and width != layer._mean.shape[0]
-    if moves_a_part:
-        # Whether a slice is a view of its parent depends on a flag of the framework: take a copy, write it back below.
+    if layer.training:
+        # The kernel moves them in place. Take copies and write them back: whether a slice is a view of its parent
+        # depends on a flag of the framework, and the graph of another subnet may still need what it saw.
         mean, variance = mean.clone(), variance.clone()
     y = F.batch_norm(x, mean, variance, _first(layer.weight, width), _first(layer.bias, width),
                      training=layer.training, momentum=layer._momentum, epsilon=layer._epsilon)
-    if moves_a_part:
+    if layer.training:
         layer._mean[:width], layer._variance[:width] = mean, variance
     return y
 

@@ -47,21 +47,23 @@ def write_counts(submission: str, entries: Sequence[Entry], counts: Sequence[tup
 
 
 def write_submission(path: str, arch_list: str, checkpoint: str, entries: Sequence[Entry], chosen: Sequence[Entry],
-                     counts: Sequence[tuple[int, int]], images: int, about: dict) -> str:
+                     counts: Sequence[tuple[int, int]], images: int, about: dict, unfinished: str | None = None) -> str:
     """Write the submission for the `chosen` of a list's entries, with counts and manifest beside it; returns a line for
     the log.
 
     counts: (top-1, top-5) of each chosen entry in `images` images. about: the rest of the manifest, see
-    `write_manifest`.
+    `write_manifest`. unfinished: how far the supernet's training was, where it was not finished.
     """
     accuracies = [100 * int(top1) / images for top1, _ in counts]
     partial = len(chosen) < len(entries)
     write_counts(path, chosen, counts, images)  # first, so that a submission is never there without
     write_accuracies(path, chosen, accuracies)
-    write_manifest(path, arch_list, checkpoint, archs=len(chosen), partial=partial, val_images=images, **about)
+    write_manifest(path, arch_list, checkpoint, archs=len(chosen), partial=partial, val_images=images,
+                   unfinished=unfinished, **about)
     return (f"wrote {path}: {len(chosen)} archs on {images} images, top-1 {min(accuracies):.2f} to "
             f"{max(accuracies):.2f} %"
-            + (f"; PARTIAL: {len(chosen)} of the list's {len(entries)} archs" if partial else ""))
+            + (f"; PARTIAL: {len(chosen)} of the list's {len(entries)} archs" if partial else "")
+            + (f"; UNFINISHED TRAINING: {unfinished}" if unfinished else ""))
 
 
 def write_partial(path: str, codes: Sequence[list], counts: Sequence[tuple[int, int]], images: int,
@@ -130,13 +132,15 @@ def reason_to_keep(path: str, archs: Sequence[ArchConfig], finished_too: bool = 
 
 
 def write_manifest(submission: str, arch_list: str, checkpoint: str, net: dict, settings: dict, archs: int,
-                   partial: bool, val_images: int, image_size: int, versions: dict[str, str]) -> str:
+                   partial: bool, val_images: int, image_size: int, versions: dict[str, str],
+                   unfinished: str | None = None) -> str:
     """Write the manifest beside the submission at `submission`: what it was made of. Returns the manifest's path.
 
     arch_list, checkpoint: a path, or the SHA-256 as 64 hex digits where it was taken before the evaluation.
     net: what the supernet is, as plain data (`checkpoint.describe`). settings: the resolved evaluation settings.
     archs: how many were scored. partial: whether the list has more. val_images: how many validation images each
     accuracy counts, of image_size pixels. versions: package -> version.
+    unfinished: how far the supernet's training was, such as "step 12 of 12000", None where it was finished.
     Raises `UserError` where a file cannot be read or the manifest cannot be written.
     """
     manifest = {
@@ -145,6 +149,7 @@ def write_manifest(submission: str, arch_list: str, checkpoint: str, net: dict, 
         "checkpoint_sha256": _digest(checkpoint),
         "archs": archs,
         "partial": partial,
+        "unfinished_training": unfinished,
         "val_images": val_images,
         "image_size": image_size,
         "net": net,
@@ -171,18 +176,20 @@ def read_manifest_net(submission: str) -> tuple[SearchSpace, int, int]:
         raise UserError(f"manifest {shown(path)} is malformed: {type(error).__name__} {quoted(str(error))}") from error
 
 
-def verify(submission_path: str, list_path: str, checkpoint_digest: str | None = None) -> list[str]:
+def verify(submission_path: str, list_path: str, checkpoint_digest: str | None = None,
+           allow_unfinished: bool = False) -> list[str]:
     """What is wrong with a submission: a list of sentences, empty if it is ready to submit.
 
     Keys, their order and the code strings must be the list's; accuracies finite, within 0..100 and not all equal;
-    the manifest there, about these very files, and not about a partial run.
+    the manifest there, about these very files, and not about a partial run or, unless allowed, a supernet whose
+    training was not finished.
     checkpoint_digest: SHA-256 (64 hex digits) of the checkpoint that it must have come from, if known.
     Raises `UserError` where a file cannot be read as JSON or the list itself is malformed.
     """
     entries = read_list(list_path)
     content = read_object(submission_path, "submission")
     return (_key_findings(content, entries) + _value_findings(content, entries)
-            + _manifest_findings(submission_path, list_path, checkpoint_digest))
+            + _manifest_findings(submission_path, list_path, checkpoint_digest, allow_unfinished))
 
 
 def _key_findings(content, entries):
@@ -228,7 +235,7 @@ def _value_findings(content, entries):
     return findings
 
 
-def _manifest_findings(submission_path, list_path, checkpoint_digest):
+def _manifest_findings(submission_path, list_path, checkpoint_digest, allow_unfinished):
     path = manifest_path(submission_path)
     if not os.path.exists(path):
         return [f"there is no manifest {shown(path)}, so nothing shows which checkpoint the accuracies come from"]
@@ -251,6 +258,10 @@ def _manifest_findings(submission_path, list_path, checkpoint_digest):
     if manifest.get("partial") is not False:
         findings.append(f"manifest {shown(path)} does not say that the run was complete: `partial` is "
                         f"{quoted(manifest.get('partial'))}, `archs` is {quoted(manifest.get('archs'))}")
+    unfinished = manifest.get("unfinished_training")  # manifests of earlier versions do not say
+    if unfinished is not None and not allow_unfinished:
+        findings.append(f"the training of the supernet was not finished ({shown(str(unfinished))}): finish it and "
+                        "evaluate again, or say --allow_unfinished")
     return findings
 
 

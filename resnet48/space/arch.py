@@ -70,8 +70,17 @@ class SearchSpace:
         depths = [int(rng.integers(fewest, most + 1)) for fewest, most in self.depths]
         outer = [draw(allowed) for allowed in self.codes[1:]]
         inner = [[draw(allowed) for _ in range(depth)] for allowed, depth in zip(self.codes[1:], depths)]
-        # The stem feeds an identity shortcut of stage 1, so it has that stage's outer width.
-        return self._assemble(depths, outer[0], inner, outer)
+        return self.assemble(depths, outer, inner)
+
+    def assemble(self, depths: Sequence[int], outer: Sequence[str], inner: Sequence[Sequence[str]]) -> "ArchConfig":
+        """The arch with these digits.
+
+        depths: blocks of stages 1..4; outer: the digit of a stage's second convolutions, in stage 1 the stem's too;
+        inner: the digits of its first convolutions, one per block.
+        """
+        stages = ("".join(first + second for first in firsts).ljust(2 * capacity, "0")
+                  for firsts, second, capacity in zip(inner, outer, CAPACITY))
+        return ArchConfig.parse("".join(map(str, depths)) + outer[0] + "".join(stages), self)
 
     def narrowed(self, base_channels: Sequence[int], divisor: int) -> "SearchSpace":
         """The same codes over other base widths: a narrow copy lets the full pipeline run on a CPU."""
@@ -87,13 +96,8 @@ class SearchSpace:
         return cls(**{name: _frozen(value) for name, value in data.items()})
 
     def _uniform(self, depths, which):
-        stem, *stages = [allowed[which] for allowed in self.codes]
-        return self._assemble(depths, stem, [[digit] * depth for digit, depth in zip(stages, depths)], stages)
-
-    def _assemble(self, depths, stem, inner, outer):
-        stages = ("".join(first + second for first in firsts).ljust(2 * capacity, "0")
-                  for firsts, second, capacity in zip(inner, outer, CAPACITY))
-        return ArchConfig.parse("".join(map(str, depths)) + stem + "".join(stages), self)
+        digits = [allowed[which] for allowed in self.codes[1:]]
+        return self.assemble(depths, digits, [[digit] * depth for digit, depth in zip(digits, depths)])
 
 
 FULL = SearchSpace("full")

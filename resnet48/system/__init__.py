@@ -2,6 +2,6 @@
 
 Nothing in here knows of nets, images or archs. Read `errors` (what a user is told), `files` (atomic writes and locks),
 `config` (dataclass, YAML file, command line; `yaml_file` reads YAML as plain text), `options` (the settings of every
-command), `machine` (settings that Paddle reads while it is imported) and `runtime` (device, ranks and collectives,
-messages, signals), the only one that imports Paddle.
+command), `machine` (settings that Paddle reads while it is imported), `signals` (what asks to stop), `streams` (output
+that nobody reads any more) and `runtime` (device, ranks and collectives, messages), the only one that imports Paddle.
 """

@@ -7,7 +7,10 @@ import reprlib
 import sys
 from collections.abc import Callable
 
+from . import signals
+
 LONGEST = 100  # characters of what was given that a message repeats
+STOPPED = os.EX_TEMPFAIL  # 75: try again
 
 
 def quoted(value: object) -> str:
@@ -44,20 +47,30 @@ class UserError(ValueError):
 class Stopped(Exception):
     """A signal has asked to stop, and everything that was finished is kept. The message is the signal's name.
 
-    A script ends with code 0; a program that runs several in turn must not start the next.
+    A script ends with the exit code `STOPPED`; a program that runs several in turn must not start the next.
     """
 
 
 def exit_on_user_error(main: Callable) -> object:
     """Run `main()`; print a `UserError` as one sentence on standard error and exit with code 2.
 
-    A keyboard interrupt ends it without a stack trace too, with the exit code that shells use, and so does running out
-    of memory, on the host or on a GPU.
+    A signal that asks to stop ends it without a stack trace, with the exit code `STOPPED`, and so does running out of
+    memory, on the host or on a GPU, with code 2.
     """
     try:
-        return main()
+        with signals.answered(_interrupt):  # set after Paddle was imported, which has put its own in place of others
+            try:
+                signals.let_through()
+                return main()
+            except (Stopped, signals.Interrupt):
+                signals.hold()
+                raise
     except Stopped:
-        sys.exit(0)
+        _exit_stopped()
+    except (signals.Interrupt, KeyboardInterrupt) as interrupt:  # outside of what can keep a part of its work
+        print(f"stopped by {interrupt if str(interrupt) else 'SIGINT'}; the same command begins again", file=sys.stderr,
+              flush=True)
+        _exit_stopped()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
@@ -74,6 +87,13 @@ def exit_on_user_error(main: Callable) -> object:
         print("error: out of memory; a smaller --batch_size, --image_size or --chunk needs less", file=sys.stderr,
               flush=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
+
+
+def _interrupt(name):
+    raise signals.Interrupt(name)
+
+
+def _exit_stopped():
+    signals.ignore()  # a repeat would change the exit code
+    signals.let_through()
+    sys.exit(STOPPED)

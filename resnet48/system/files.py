@@ -68,6 +68,45 @@ def locked(path: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def held(path: str, taken: str) -> Iterator[None]:
+    """Hold a lock file, or raise `UserError(taken)` where another process does; the file is removed in the end.
+
+    Missing folders are created. Processes that this one forks do not hold it, and the system lets go of it however this
+    one ends. Raises `UserError` where the file cannot be written, too.
+    """
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        file = _open_locked(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    if file is None:
+        raise UserError(taken)
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _open_locked(path):
+    """The file with its lock, or None where another process has it."""
+    while True:
+        file = open(path, "w")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            return None
+        except OSError:  # a file system without locks
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # whoever had it before has just removed it
+
+
 def require_writable(path: str) -> None:
     """Raise `UserError` now, before hours of work, if `path` could not be written later. Creates nothing."""
     if os.path.isdir(path):

@@ -122,7 +122,8 @@ class OptimizerSettings(Settings):
                                      unset="none")
     clip_value: float | None = option(None, "cut every gradient off at plus and minus this", gt=0, unset="none")
     lr: float = option(0.1, "learning rate per 256 images of the global batch", gt=0)
-    schedule: str = option("cosine", "how the learning rate falls: cosine (to 0) or step", choices=("cosine", "step"))
+    schedule: str = option("cosine", "how the learning rate falls: cosine or linear (to 0) or step",
+                           choices=("cosine", "linear", "step"))
     decay_epochs: float = option(30.0, "epochs between two falls, with --schedule step", gt=0)
     decay_rate: float = option(0.1, "what the learning rate is multiplied by at a fall", gt=0, le=1)
     warmup: float = option(0.0, "epochs in which the learning rate rises from 0", ge=0)
@@ -246,6 +247,7 @@ class VerifySettings(Settings):
     submission: str = option("", "submission file", path=True)
     archs: str = option("", "arch list it must match", path=True)
     checkpoint: str | None = option(None, "run folder or .pdparams it claims to come from", path=True)
+    allow_unfinished: bool = option(False, "take also one from a supernet whose training was stopped before its end")
 
 
 @dataclass

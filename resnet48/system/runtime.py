@@ -14,12 +14,13 @@ import paddle
 import paddle.distributed as dist
 from tqdm import tqdm
 
-from . import machine
+from . import machine, signals
 from .errors import Stopped, UserError
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+NO_LAUNCHER = "the end of its launcher"
 SECONDS_BETWEEN_LINES = 10  # in a log, where a bar would be noise
 SECONDS_TO_BE_FOUND = 3  # the launcher looks every second, and should name the rank that ended first
+SECONDS_TO_STOP_BY_ITSELF = 2  # where a signal has come and Paddle may not hold the interpreter's lock
 SECONDS_TO_JOIN = 300  # for all ranks; the launcher starts them together, so more than a slow import is a fault
 
 
@@ -47,29 +48,50 @@ def start(device: str, join: bool = True, channels_last: bool = False) -> None:
 
 @contextlib.contextmanager
 def _joining_within(seconds):
-    """A block in which this process waits for the other ranks, and is ended with one sentence if it waits too long.
+    """A block in which this process waits for the other ranks, and is ended with one sentence if it waits too long, or
+    when a signal asks it to stop.
 
     Paddle waits for ever, or an hour, and holds the interpreter's lock meanwhile: only another process can watch.
     """
     waiting, (reader, writer) = os.getpid(), os.pipe()
     watcher = os.fork()
     if watcher == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signals.ignore()
         os.close(writer)
-        told = select.select([reader], [], [], seconds)[0]
-        if not told and os.getppid() == waiting:
-            os.write(2, f"error: rank {rank()} of {world_size()} has waited {seconds} s for the others: start as many "
-                        "processes as --nproc_per_node and --nnodes say, and see the logs of the others\n".encode())
+        sentence = _watch(reader, seconds)
+        if sentence and os.getppid() == waiting:
+            os.write(2, sentence.encode())
             os.kill(waiting, signal.SIGKILL)  # nothing else ends it without a stack trace
         os._exit(0)
     os.close(reader)
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer)  # is told the number of a signal without the interpreter's lock
     try:
         yield
     finally:
+        signal.set_wakeup_fd(before)
         with contextlib.suppress(BrokenPipeError):
-            os.write(writer, b".")  # closing is not enough: what Paddle forks has it open too
+            os.write(writer, b"\0")  # closing is not enough: what Paddle forks has it open too
         os.close(writer)
         os.waitpid(watcher, 0)
+
+
+def _watch(reader, seconds):
+    """Wait for the zero that says that all have met; why the process that waits for the others has to be ended."""
+    told = _told(reader, seconds)
+    if not told:
+        return (f"error: rank {rank()} of {world_size()} has waited {seconds} s for the others: start as many "
+                "processes as --nproc_per_node and --nnodes say, and see the logs of the others\n")
+    number = next((each for each in told if each in signals.STOP_SIGNALS), None)
+    while number and told and 0 not in told:  # until it has ended by itself, or has not
+        told = _told(reader, SECONDS_TO_STOP_BY_ITSELF)
+    if number and not told:
+        return (f"stopped by {signal.Signals(number).name} while rank {rank()} of {world_size()} waited for the others; "
+                "the same command begins again\n")
+
+
+def _told(reader, seconds):
+    return os.read(reader, 4096) if select.select([reader], [], [], seconds)[0] else b""
 
 
 def rank() -> int:
@@ -121,6 +143,7 @@ def log_rank(message: str) -> None:
 
 def progress(iterable: Iterable, total: int, what: str) -> Iterator:
     """Pass an iterable through with its progress on rank 0: a bar on a terminal, a line now and then in a log."""
+    iterable = _while_launched(iterable)
     if rank() != 0:
         yield from iterable
         return
@@ -196,51 +219,53 @@ def all_reduce_sum(values: Iterable[float]) -> list[float]:
     return summed.numpy().tolist()
 
 
-class _Interrupt(BaseException):
-    """A signal has asked to stop; nothing that handles errors may catch it."""
+def _while_launched(iterable):
+    """Pass an iterable through until the launcher of this process is gone, which then raises `signals.Interrupt`."""
+    for item in iterable:
+        yield item
+        if signals.launcher_is_gone():
+            raise signals.Interrupt(NO_LAUNCHER)
 
 
 @contextlib.contextmanager
 def stoppable(farewell: str) -> Iterator[None]:
     """A block whose finished parts are kept: a signal that asks to stop raises `Stopped` there and then.
 
-    farewell: what to say then. A second signal gets the default treatment.
+    farewell: what to say then. A second signal, some seconds later, gets the default treatment.
     """
-    def stop(number, _frame):
-        for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        raise _Interrupt(signal.Signals(number).name)
+    def stop(name):
+        raise signals.Interrupt(name)
 
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
-        yield
-    except _Interrupt as interrupt:
+        with signals.answered(stop):
+            yield
+    except signals.Interrupt as interrupt:
         log_main(f"stopped by {interrupt}: {farewell}")
         raise Stopped(str(interrupt)) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class StopRequest:
     """A block in which a signal that asks to stop is remembered, so that the loop can end at a step boundary.
 
-    A second signal gets the default treatment.
+    So is that the launcher of this process is gone. A second signal, some seconds later, gets the default treatment.
     """
 
     def __init__(self):
-        self.name = "another rank"
-        self.asked = False
+        self.name, self._asked = "another rank", False
+        self._answered = signals.answered(self._answer)
+
+    @property
+    def asked(self) -> bool:
+        if not self._asked and signals.launcher_is_gone():
+            self._answer(NO_LAUNCHER)
+        return self._asked
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        self._answered.__enter__()
         return self
 
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *exception):
+        return self._answered.__exit__(*exception)
 
-    def _on_signal(self, number, _frame):
-        self.name, self.asked = signal.Signals(number).name, True
-        for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+    def _answer(self, name):
+        self.name, self._asked = name, True

@@ -34,19 +34,28 @@ def fit(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.Imag
     `eval_freq` epochs and at the end, or None to go without; the checkpoint with the best mean is kept.
     Writes checkpoints, config.yaml and metrics.csv to `settings.save_dir`; with `settings.ema` the checkpoints hold,
     and `validate` sees, the moving average.
-    Raises `Diverged` on a loss or weights that are not finite, `Stopped` after a signal that asked to stop.
+    Raises `Diverged` on a loss or weights that are not finite, `Stopped` after a signal that asked to stop, `UserError`
+    where another training works in the same folder.
     """
-    with runtime.StopRequest() as stop:
+    with runtime.StopRequest() as stop, _alone_in(settings.save_dir):
         run = start(net, stages, images, settings)
         _train(run, images, settings, validate, stop)
         if validate and not run.accuracies:  # resumed at its end, and trained without a validation before
             run.accuracies = validate(run.kept_net)
-    if runtime.rank() == 0:
-        checkpoint.publish(run.saved, settings.save_dir)
+        if runtime.rank() == 0:
+            checkpoint.publish(run.saved, settings.save_dir)
     # Since the last step: a program that trains several nets must stop, too.
     if runtime.all_reduce_sum([stop.asked])[0]:
         _stop(stop, run, settings)
     return run.accuracies
+
+
+def _alone_in(folder):
+    """A block in which no other training works in a folder: both would write the same files."""
+    if runtime.rank() != 0:
+        return contextlib.nullcontext()
+    return files.held(os.path.join(folder, ".lock"), f"another training works in {folder}: wait until it has ended, "
+                                                     "stop it, or choose another --save_dir")
 
 
 def _train(run, images, settings, validate, stop):
@@ -63,7 +72,7 @@ def _train(run, images, settings, validate, stop):
                 pixels, labels = next(taken)
             span = run.span(step)
             archs, lr = span.archs(step), span.lr(step)
-            losses = _gradients(span.stage.objective, run.precision, run.net, archs, pixels, labels,
+            losses = _gradients(span.stage.objective, run.precision, run.net, archs, pixels, labels, span.moment(step),
                                 settings.accumulate)
             vote_before, vote = vote, runtime.average_gradients(optim.trainable(run.net), stop.asked)
             _update(run, archs if settings.freeze_unused else [], lr)
@@ -101,12 +110,12 @@ def _due(run, settings, stopping):
     return Due(save or epoch_ends or run.step % settings.log_freq == 0, validate, save)
 
 
-def _gradients(objective, precision, net, archs, pixels, labels, parts=1):
+def _gradients(objective, precision, net, archs, pixels, labels, moment, parts=1):
     """Leave the gradients of one step in the parameters; the losses by role, means over the parts of the batch."""
     gradients, forward = objectives.Gradients(net, precision.scale, parts), precision.net(net)
     batch = [(pixels, labels)] if parts == 1 else zip(paddle.split(pixels, parts), paddle.split(labels, parts))
     for some_pixels, some_labels in batch:
-        objective.step(forward, archs, datasets.normalize(some_pixels), some_labels, gradients)
+        objective.step(forward, archs, datasets.normalize(some_pixels), some_labels, gradients, moment)
     return gradients.means()
 
 

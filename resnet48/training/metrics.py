@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import importlib.util
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import paddle
 
-from ..system import files
+from ..system import files, runtime
 from ..system.errors import UserError
 
 
@@ -84,7 +85,8 @@ def line(row: dict, max_epoch: int) -> str:
 class Table:
     """metrics.csv: one line per row. A resumed run drops those that it is going to write again.
 
-    The columns are fixed by the roles; a loss that a row does not have is an empty cell.
+    The columns are fixed by the roles; a loss that a row does not have is an empty cell. A file that was damaged or
+    edited is set aside and a new one begun, for the training does not depend on it.
     """
 
     COLUMNS = ("epoch", "step", "lr", "images_per_s", "data_wait")
@@ -94,11 +96,15 @@ class Table:
         files.require_writable(self.path)
         rows, columns = [], [*self.COLUMNS, *map(_column, roles)]
         if step and os.path.isfile(self.path):
-            with open(self.path, newline="") as file:
-                *lines, _ = file.read().split("\n")  # what has no line's end was cut off in writing
-            before = csv.DictReader(lines)
-            rows = [row for row in before if int(row["step"]) <= step]
-            columns += [name for name in before.fieldnames or () if name not in columns]
+            try:
+                names, rows = _read(self.path)
+            except (ValueError, csv.Error) as error:
+                aside = _set_aside(self.path)
+                runtime.log_main(f"{self.path} is damaged ({error}): it is now {aside}, and a new one begins after step "
+                                 f"{step}")
+            else:
+                rows = [row for row in rows if int(row["step"]) <= step]
+                columns += [name for name in names if name not in columns]
         with files.atomic_write(self.path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
@@ -109,6 +115,39 @@ class Table:
         values = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in scalars(row).items()}
         with files.appending(self.path) as file:
             csv.DictWriter(file, self.columns).writerow(values)
+
+
+def _read(path):
+    """(columns, rows) of a metrics.csv. Raises `ValueError` or `csv.Error` for what this module has not written."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        *lines, _ = file.read().split("\n")  # what has no line's end was cut off in writing
+    table = list(csv.reader(lines, strict=True))
+    names, rows, last = table[0] if table else [], [], 0
+    if "step" not in names or len(set(names)) < len(names):
+        raise ValueError("line 1 does not name the columns")
+    for place, cells in enumerate(table[1:], 2):
+        if len(cells) != len(names):
+            raise ValueError(f"line {place} has {len(cells)} cells, the first has {len(names)}")
+        row = dict(zip(names, cells))
+        try:
+            step = int(row["step"])
+            for cell in filter(None, cells):
+                float(cell)
+        except ValueError:
+            raise ValueError(f"line {place} holds what is no number") from None
+        if step <= last:
+            raise ValueError(f"line {place} is of step {step}, the one before of step {last}")
+        rows.append(row)
+        last = step
+    return names, rows
+
+
+def _set_aside(path):
+    """Give a file another name, which is returned: metrics.damaged-1.csv."""
+    stem, ending = os.path.splitext(path)
+    aside = next(name for place in itertools.count(1) if not os.path.lexists(name := f"{stem}.damaged-{place}{ending}"))
+    os.rename(path, aside)
+    return aside
 
 
 def scalars(row: dict) -> dict[str, float | None]:

@@ -32,6 +32,11 @@ def cosine(step: int, base: float, steps: int, warmup_steps: int) -> float:
     return base * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def linear(step: int, base: float, steps: int, warmup_steps: int) -> float:
+    """Learning rate at `step` (from 0): base (1 - step / steps), which rises linearly to that line at first."""
+    return base * (1 - step / steps) * min(1.0, (step + 1) / max(1, warmup_steps))
+
+
 def step_decay(step: int, base: float, decay_steps: int, factor: float, warmup_steps: int) -> float:
     """Learning rate at `step` (from 0): linear to base, multiplied by `factor` after every `decay_steps` steps."""
     if step < warmup_steps:
@@ -45,7 +50,8 @@ def schedule(settings: OptimizerSettings, base: float, steps: int, warmup_steps:
     if settings.schedule == "step":
         decay_steps = max(1, epochs_to_steps(settings.decay_epochs, steps_per_epoch))
         return lambda step: step_decay(step, base, decay_steps, settings.decay_rate, warmup_steps)
-    return lambda step: cosine(step, base, steps, warmup_steps)
+    fall = linear if settings.schedule == "linear" else cosine
+    return lambda step: fall(step, base, steps, warmup_steps)
 
 
 def make_optimizer(net: paddle.nn.Layer, name: str = "sgd", momentum: float = 0.9, nesterov: bool = False,

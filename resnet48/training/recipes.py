@@ -43,6 +43,8 @@ class Span(NamedTuple):
     seed: int
     stage: Stage
     lr_of: Callable[[int], float]
+    warmup_steps: int
+    steps_per_epoch: int
 
     def archs(self, step: int) -> samplers.Pairs:
         """What to train at a step of the run."""
@@ -51,6 +53,11 @@ class Span(NamedTuple):
     def lr(self, step: int) -> float:
         """The learning rate at a step of the run."""
         return self.lr_of(step - self.first)
+
+    def moment(self, step: int) -> objectives.Moment:
+        """Where a step of the run is in the stage."""
+        own = step - self.first
+        return objectives.Moment(own, self.last - self.first, own / self.steps_per_epoch, own < self.warmup_steps)
 
 
 def standalone(settings: TrainSettings) -> list[Stage]:
@@ -79,8 +86,9 @@ def in_steps(stages: list[Stage], settings: TrainSettings, steps_per_epoch: int,
             optim.epochs_to_steps(done, steps_per_epoch)
         base = optim.scaled_lr(stage.lr or settings.lr, settings.batch_size, world_size)
         seed = settings.seed if index == 0 else int(np.random.SeedSequence((settings.seed, index)).generate_state(1)[0])
-        spans.append(Span(index, first, last, seed, stage, optim.schedule(
-            settings, base, last - first, warmup_steps(stage, index, settings, steps_per_epoch), steps_per_epoch)))
+        warmup = warmup_steps(stage, index, settings, steps_per_epoch)
+        lr_of = optim.schedule(settings, base, last - first, warmup, steps_per_epoch)
+        spans.append(Span(index, first, last, seed, stage, lr_of, warmup, steps_per_epoch))
         first = last
     return spans
 
@@ -133,7 +141,7 @@ def _stage(settings, given, candidates, teacher):
     objective = objective_class(**{"label_smoothing": settings.label_smoothing, **values})
     if objective.needs_teacher and teacher is None:
         raise UserError(f"--objective {shown(objective_text)} distils from the full net, so it needs --pretrained")
-    objective.teacher = teacher
+    objective.prepare(candidates, teacher)
 
     def sample(seed, step, total_steps):
         return sampler.draw(candidates, seed, step, total_steps, settings.dyna_batch_size, **sampler_values)

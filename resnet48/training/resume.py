@@ -1,4 +1,4 @@
-"""Where a run resumes, and what must not have changed until then."""
+"""Where a run resumes, what must not have changed until then, and whether it was finished."""
 
 import dataclasses
 import os
@@ -62,6 +62,24 @@ def change_of_length(found: checkpoint.Checkpoint, settings: TrainSettings,
     return (f"note: --max_epoch was {before} and is now {settings.max_epoch}, so the schedule is another one: at step "
             f"{step} the learning rate is {now.lr(step):.4g} where it would have been {then.lr(step):.4g}{moved}; what "
             f"comes out is not what {settings.max_epoch} epochs from the beginning give")
+
+
+def unfinished(state: dict) -> str | None:
+    """How far the training behind a checkpoint was, such as "step 12 of 12000", or None if it was finished.
+
+    state: of the checkpoint. None too for weights of other programs, of which nobody knows.
+    """
+    try:
+        step, steps = state["step"], state["steps"] if "steps" in state else _steps(state)
+        return None if state.get("finished", step >= steps) else f"step {step} of {steps}"
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _steps(state):
+    """The steps of a run whose checkpoint, of an earlier version, does not say."""
+    settings = state["settings"]
+    return settings["max_epoch"] * (state["images"] // (settings["batch_size"] * state["ranks"]))
 
 
 def _checkpoint(settings):

@@ -50,8 +50,8 @@ class Run:
     def state(self) -> dict:
         """Plain data for a checkpoint."""
         span = self.span(self.step)
-        return {"step": self.step, "best": self.best, "best_step": self.best_step, "accuracies": self.accuracies,
-                **self.facts, "scaler": self.precision.state(), "stage": span.index,
+        return {"step": self.step, "steps": self.steps, "finished": self.step >= self.steps, "best": self.best,
+                "best_step": self.best_step, "accuracies": self.accuracies, **self.facts, "scaler": self.precision.state(), "stage": span.index,
                 "objective": span.stage.objective.state()}
 
     def load(self, found: checkpoint.Checkpoint) -> None:

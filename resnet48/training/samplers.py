@@ -13,7 +13,7 @@ import numpy as np
 from ..space.arch import ArchConfig, SearchSpace
 from ..system.errors import UserError
 
-ARCH_STREAM = 0xA2C4  # keeps these draws apart from those of other users of (seed, step)
+ARCH_STREAM, FAIR_STREAM = 0xA2C4, 0xFA12  # keep these draws apart from those of other users of (seed, step)
 
 Pairs = list[tuple[str, ArchConfig]]
 
@@ -33,21 +33,47 @@ class ArchList:
     def sample(self, rng: np.random.Generator) -> ArchConfig:
         return self._by_macs[int(rng.integers(len(self._by_macs)))]
 
+    def drawn(self, seed: int, draw: int) -> ArchConfig:
+        """The arch of a draw (from 0) without replacement: every arch comes once before one comes again."""
+        return self._by_macs[_in_turn(len(self._by_macs), draw, (ARCH_STREAM, seed))]
 
-def uniform(candidates: SearchSpace | ArchList, seed: int, step: int, total_steps: int, count: int) -> Pairs:
-    """`count` random archs, drawn independently."""
-    return [("random", _draw(candidates, seed, step, i)) for i in range(count)]
+
+Candidates = SearchSpace | ArchList
 
 
-def sandwich(candidates: SearchSpace | ArchList, seed: int, step: int, total_steps: int, count: int) -> Pairs:
+def uniform(candidates: Candidates, seed: int, step: int, total_steps: int, count: int) -> Pairs:
+    """`count` random archs: of a space drawn independently, of a list without replacement."""
+    if isinstance(candidates, ArchList):
+        return [("random", candidates.drawn(seed, step * count + i)) for i in range(count)]
+    return [("random", candidates.sample(np.random.default_rng((ARCH_STREAM, seed, step, i)))) for i in range(count)]
+
+
+def sandwich(candidates: Candidates, seed: int, step: int, total_steps: int, count: int) -> Pairs:
     """The largest, the smallest and `count - 2` random ones (the sandwich rule, arXiv 1903.05134, section 3.1).
 
     Raises `UserError` for a count under 2.
     """
-    if count < 2:
-        raise UserError(f"--dyna_batch_size must be 2 or more for the sandwich rule, got {count}")
-    return [("largest", candidates.largest()), ("smallest", candidates.smallest()),
-            *uniform(candidates, seed, step, total_steps, count - 2)]
+    return [*_extremes(candidates, count, "sandwich"), *uniform(candidates, seed, step, total_steps, count - 2)]
+
+
+def largest_and_random(candidates: Candidates, seed: int, step: int, total_steps: int, count: int) -> Pairs:
+    """The largest and `count - 1` random ones."""
+    return [("largest", candidates.largest()), *uniform(candidates, seed, step, total_steps, count - 1)]
+
+
+def fair(candidates: Candidates, seed: int, step: int, total_steps: int, count: int) -> Pairs:
+    """Strictly fair draws (FairNAS, arXiv 1907.01845, section 3.3).
+
+    Every depth of a stage, and every code of a group of tied convolutions, comes once before it comes again, by
+    permutations that are independent of each other; so over K = lcm of the numbers of choices, all come equally often.
+    With a `count` of K a step is the paper's (K subnets, one update); with fewer, the cycle goes on in the next step.
+    """
+    return [("random", _fair_draw(candidates, seed, step * count + i)) for i in range(count)]
+
+
+def fair_sandwich(candidates: Candidates, seed: int, step: int, total_steps: int, count: int) -> Pairs:
+    """The largest, the smallest and `count - 2` fair draws. Raises `UserError` for a count under 2."""
+    return [*_extremes(candidates, count, "fair sandwich"), *fair(candidates, seed, step, total_steps, count - 2)]
 
 
 class Sampler(NamedTuple):
@@ -60,8 +86,34 @@ class Sampler(NamedTuple):
 SAMPLERS = {
     "uniform": Sampler(uniform, ("random",)),
     "sandwich": Sampler(sandwich, ("largest", "smallest", "random")),
+    "largest_and_random": Sampler(largest_and_random, ("largest", "random")),
+    "fair": Sampler(fair, ("random",)),
+    "fair_sandwich": Sampler(fair_sandwich, ("largest", "smallest", "random")),
 }
 
 
-def _draw(candidates, seed, step, i):
-    return candidates.sample(np.random.default_rng((ARCH_STREAM, seed, step, i)))
+def _extremes(candidates, count, rule):
+    if count < 2:
+        raise UserError(f"--dyna_batch_size must be 2 or more for the {rule} rule, got {count}")
+    return [("largest", candidates.largest()), ("smallest", candidates.smallest())]
+
+
+def _fair_draw(candidates, seed, draw):
+    if isinstance(candidates, ArchList):
+        return candidates.drawn(seed, draw)
+
+    def turn(options, *variable):
+        return options[_in_turn(len(options), draw, (FAIR_STREAM, seed, *variable))]
+
+    depths, outer, inner = [], [], []
+    for stage, ((fewest, most), digits) in enumerate(zip(candidates.depths, candidates.codes[1:])):
+        depths.append(turn(range(fewest, most + 1), stage, 0))
+        outer.append(turn(digits, stage, 1))
+        # Also for blocks that this depth leaves out: what is drawn in one block does not depend on the depths.
+        inner.append([turn(digits, stage, 2 + block) for block in range(most)][:depths[-1]])
+    return candidates.assemble(depths, outer, inner)
+
+
+def _in_turn(count, draw, stream):
+    """Which of `count` choices a draw (from 0) is: one permutation after the other."""
+    return int(np.random.default_rng((*stream, draw // count)).permutation(count)[draw % count])
