@@ -5,7 +5,7 @@ import pytest
 
 from resnet48.system import config, options
 from resnet48.system.config import option
-from resnet48.system.errors import UserError, exit_on_user_error
+from resnet48.system.errors import UserError, exit_on_user_error, shown
 
 CONFIGS = [kind for kind in vars(options).values() if dataclasses.is_dataclass(kind)]
 
@@ -205,7 +205,7 @@ def test_no_other_word_is_a_boolean(yaml_file, text):
 def test_what_yaml_readers_disagree_about_is_refused_with_its_line(yaml_file, text, words):
     path = yaml_file(text)
     message = refusal("--config", path)
-    assert message.startswith(f"config {path}") and words in message
+    assert message.startswith(f"config {shown(path)}") and words in message
 
 
 def test_an_alias_bomb_is_refused_before_it_grows(yaml_file):
@@ -331,8 +331,8 @@ def test_flags_are_never_abbreviated(flag):
 
 def test_an_unknown_yaml_key_names_the_file_and_the_nearest(yaml_file):
     path = yaml_file("batchsize: 8\n")
-    assert refusal("--config", path) == f"config {path}: unknown key 'batchsize'; the nearest is batch_size"
-    assert refusal(default_file=path) == f"config {path}: unknown key 'batchsize'; the nearest is batch_size"
+    assert refusal("--config", path) == f"config {shown(path)}: unknown key 'batchsize'; the nearest is batch_size"
+    assert refusal(default_file=path) == f"config {shown(path)}: unknown key 'batchsize'; the nearest is batch_size"
     assert "unknown key '3'" in refusal("--config", yaml_file("3: 8\n"))
 
 
@@ -356,13 +356,13 @@ def test_a_stray_word_and_a_flag_without_its_value_are_refused():
     ("batch_size: [8\n", "is not YAML"), (b"\xff\xfe\x00", "is not YAML")])
 def test_a_yaml_file_that_is_not_a_mapping_is_refused_by_name(yaml_file, content, words):
     path = yaml_file(content)
-    assert refusal("--config", path).startswith(f"config {path} {words}")
+    assert refusal("--config", path).startswith(f"config {shown(path)} {words}")
 
 
 def test_a_missing_yaml_file_is_refused_by_name(tmp_path):
     assert refusal("--config", str(tmp_path / "no.yaml")) == (
-        f"cannot read the config {tmp_path / 'no.yaml'}: No such file or directory")
-    assert refusal("--config", str(tmp_path)).startswith(f"cannot read the config {tmp_path}: ")
+        f"cannot read the config {shown(tmp_path / 'no.yaml')}: No such file or directory")
+    assert refusal("--config", str(tmp_path)).startswith(f"cannot read the config {shown(tmp_path)}: ")
 
 
 def test_require_names_the_missing_setting_and_what_it_is():
