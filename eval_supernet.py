@@ -19,7 +19,7 @@ from resnet48.ranking import score as scoring, submission
 from resnet48.space import arch_list
 from resnet48.space.arch import FULL, ArchConfig
 from resnet48.system import config, files, options, runtime
-from resnet48.system.errors import UserError, exit_on_user_error
+from resnet48.system.errors import UserError, exit_on_user_error, shown
 from resnet48.training import checkpoint, resume
 
 
@@ -129,7 +129,7 @@ def verify(settings):
     digest = checkpoint.weights_digest(settings.checkpoint) if settings.checkpoint else None
     findings = submission.verify(settings.submission, settings.archs, digest, settings.allow_unfinished)
     if findings:
-        raise UserError(f"{settings.submission} is not ready to submit: " + "; ".join(findings))
+        raise UserError(f"{shown(settings.submission)} is not ready to submit: " + "; ".join(findings))
     print(f"{settings.submission} is complete and matches its list and manifest")
 
 
@@ -151,7 +151,7 @@ def export(settings):
 
 
 def reason_to_keep_model(output, path):
-    """Why the file at `path` must not be replaced by a part of the exported model `output`, as the end of a sentence."""
+    """Why the file at `path` must not become part of the exported model `output`, as the end of a sentence."""
     exported = os.path.exists(output + ".pdiparams") and os.path.isfile(path)
     return None if exported else "is there already and is not part of an exported model"
 

@@ -18,7 +18,7 @@ from resnet48.ranking import submission
 from resnet48.space import arch_list
 from resnet48.space.arch import FULL, ArchConfig
 from resnet48.system import config, files, options, runtime
-from resnet48.system.errors import UserError, exit_on_user_error
+from resnet48.system.errors import UserError, exit_on_user_error, shown
 from resnet48.training import checkpoint, loop, recipes
 
 RECIPE = os.path.join(config.RECIPES, "standalone.yaml")
@@ -104,7 +104,7 @@ def initial_net(arch, images, path, settings):
     checkpoint.require_classes(supernet, images, path)
     if ArchConfig.parse(arch.code, supernet.space) != arch:
         widths = ",".join(map(str, supernet.space.base_channels))
-        raise UserError(f"{path} is a supernet of other widths; it needs --base_channels {widths} "
+        raise UserError(f"{shown(path)} is a supernet of other widths; it needs --base_channels {widths} "
                         f"--divisor {supernet.space.divisor}")
     net = extract(supernet, arch)
     # The running statistics of a supernet belong to none of its subnets.

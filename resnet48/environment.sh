@@ -34,7 +34,7 @@ set_up() {
 
 extra_modules=
 if [ -n "${1:-}" ]; then
-    extra_modules="pytest xdist"
+    extra_modules="pytest xdist hypothesis"
 fi
 if [ -n "${PYTHON:-}" ]; then
     has_packages "$PYTHON" || fail "PYTHON=$PYTHON lacks some of the required packages: $PYTHON -m pip install -r requirements.txt"

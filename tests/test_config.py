@@ -5,7 +5,7 @@ import pytest
 
 from resnet48.system import config, options
 from resnet48.system.config import option
-from resnet48.system.errors import UserError, exit_on_user_error
+from resnet48.system.errors import UserError, exit_on_user_error, shown
 
 CONFIGS = [kind for kind in vars(options).values() if dataclasses.is_dataclass(kind)]
 
@@ -165,7 +165,8 @@ def test_what_no_system_takes_for_a_path_is_refused_at_the_door(value, words):
 # ---- one meaning for one text
 
 @pytest.mark.parametrize("name, text, value", [
-    ("batch_size", "010", 10), ("seed", "0123", 123), ("batch_size", "16.0", 16), ("lr", "010", 10.0), ("lr", "1e3", 1000.0), ("channels", "1.10", "1.10"), ("channels", "2022-13-45", "2022-13-45"),
+    ("batch_size", "010", 10), ("seed", "0123", 123), ("batch_size", "16.0", 16), ("lr", "010", 10.0),
+    ("lr", "1e3", 1000.0), ("channels", "1.10", "1.10"), ("channels", "2022-13-45", "2022-13-45"),
     ("channels", "2022-01-01", "2022-01-01"), ("channels", "yes", "yes"), ("channels", "0x10", "0x10"),
     ("channels", "1_0", "1_0"), ("channels", "1:30", "1:30"), ("save_dir", "no", "no"), ("save_dir", "012", "012")])
 def test_a_text_means_the_same_in_yaml_and_behind_a_flag(yaml_file, name, text, value):
@@ -198,12 +199,13 @@ def test_no_other_word_is_a_boolean(yaml_file, text):
     ("lr: !!float 1\n", "line 1: tags such as"), ("lr: !x 1\n", "line 1: tags such as '!x'"),
     ("lr: !!set {a, b}\n", "line 1: tags such as"), ("lr: !!python/name:os.system\n", "line 1: tags such as"),
     ("lr: 1\n---\nlr: 2\n", "line 2: a second document begins"), ("? [a]\n: 1\n", "line 1: a key must be a name"),
-    ("a" * 100_001, "is longer than 100,000 characters"), ("[" * 20_000, "line 1: lists and mappings are nested more than 10 deep"),
+    ("a" * 100_001, "is longer than 100,000 characters"),
+    ("[" * 20_000, "line 1: lists and mappings are nested more than 10 deep"),
     ("lr: '\n", "is not YAML: found unexpected end of stream in line 2, column 1"), ("lr: \0", "is not YAML: ")])
 def test_what_yaml_readers_disagree_about_is_refused_with_its_line(yaml_file, text, words):
     path = yaml_file(text)
     message = refusal("--config", path)
-    assert message.startswith(f"config {path}") and words in message
+    assert message.startswith(f"config {shown(path)}") and words in message
 
 
 def test_an_alias_bomb_is_refused_before_it_grows(yaml_file):
@@ -329,8 +331,8 @@ def test_flags_are_never_abbreviated(flag):
 
 def test_an_unknown_yaml_key_names_the_file_and_the_nearest(yaml_file):
     path = yaml_file("batchsize: 8\n")
-    assert refusal("--config", path) == f"config {path}: unknown key 'batchsize'; the nearest is batch_size"
-    assert refusal(default_file=path) == f"config {path}: unknown key 'batchsize'; the nearest is batch_size"
+    assert refusal("--config", path) == f"config {shown(path)}: unknown key 'batchsize'; the nearest is batch_size"
+    assert refusal(default_file=path) == f"config {shown(path)}: unknown key 'batchsize'; the nearest is batch_size"
     assert "unknown key '3'" in refusal("--config", yaml_file("3: 8\n"))
 
 
@@ -354,13 +356,13 @@ def test_a_stray_word_and_a_flag_without_its_value_are_refused():
     ("batch_size: [8\n", "is not YAML"), (b"\xff\xfe\x00", "is not YAML")])
 def test_a_yaml_file_that_is_not_a_mapping_is_refused_by_name(yaml_file, content, words):
     path = yaml_file(content)
-    assert refusal("--config", path).startswith(f"config {path} {words}")
+    assert refusal("--config", path).startswith(f"config {shown(path)} {words}")
 
 
 def test_a_missing_yaml_file_is_refused_by_name(tmp_path):
     assert refusal("--config", str(tmp_path / "no.yaml")) == (
-        f"cannot read the config {tmp_path / 'no.yaml'}: No such file or directory")
-    assert refusal("--config", str(tmp_path)).startswith(f"cannot read the config {tmp_path}: ")
+        f"cannot read the config {shown(tmp_path / 'no.yaml')}: No such file or directory")
+    assert refusal("--config", str(tmp_path)).startswith(f"cannot read the config {shown(tmp_path)}: ")
 
 
 def test_require_names_the_missing_setting_and_what_it_is():
@@ -374,7 +376,8 @@ def test_require_names_the_missing_setting_and_what_it_is():
 @pytest.mark.parametrize("settings", [
     Recipe(), Recipe(image_dir="photos", image_size=64, batch_size=8, lr=1e-5, save_dir="a: b #c", dry_run=True),
     Recipe(save_dir="no", image_dir="123", keep=0.0), Recipe(save_dir="none"), Recipe(image_dir="null"),
-    Recipe(channels="010", save_dir="1:30", image_dir="2022-01-01"), Recipe(channels=" a\n b \t\"' #: ", save_dir="a  b" * 60),
+    Recipe(channels="010", save_dir="1:30", image_dir="2022-01-01"),
+    Recipe(channels=" a\n b \t\"' #: ", save_dir="a  b" * 60),
     Recipe(save_dir="\udcff\u4e2d", channels="\ud800\x00\x85\u2028", lr=1e300)], ids=repr)
 def test_a_dumped_config_reads_back_the_same(yaml_file, settings):
     assert parse("--config", yaml_file(config.dump(settings))) == settings

@@ -359,7 +359,8 @@ def test_a_checkout_has_unix_line_ends_whatever_git_is_told(tmp_path):
         os.makedirs(os.path.dirname(tree / name), exist_ok=True)
         shutil.copy(os.path.join(ROOT, name), tree / name)
     git = ["git", "-c", "user.name=a", "-c", "user.email=a", "-c", "core.autocrlf=true"]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"], ["clone", "-q", ".", str(tmp_path / "copy")]):
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"],
+                  ["clone", "-q", ".", str(tmp_path / "copy")]):
         subprocess.run([*git, *words], cwd=tree, check=True, capture_output=True)
     for name in SCRIPTS:
         assert b"\r" not in (tmp_path / "copy" / name).read_bytes()

@@ -388,12 +388,12 @@ def test_reading_and_scoring_import_neither_paddle_nor_pyplot():
 
 def reason(road, *, kept=3, **options):
     return submission.reason_to_keep(road.submission, [entry.arch for entry in
-                                                       submission.read_list(road.list)[:kept]], **options)
+                                                       arch_list.read_list(road.list)[:kept]], **options)
 
 
 def test_a_list_without_accuracies_is_filled_in_place_as_a_whole_or_not_at_all(tmp_path):
     path = save(tmp_path / "list.json", form())
-    archs = [entry.arch for entry in submission.read_list(path)]
+    archs = [entry.arch for entry in arch_list.read_list(path)]
     assert submission.reason_to_keep(path, archs) is None
     assert "holds 1 archs (of 3) that would not be in the new file" in submission.reason_to_keep(path, archs[:2])
 
@@ -412,7 +412,7 @@ def test_a_partial_submission_is_replaced_by_any_other(road):
 def test_accuracies_from_elsewhere_are_not_replaced(road):
     os.unlink(submission.manifest_path(road.submission))
     assert "accuracies from elsewhere" in reason(road)
-    submission.write_counts(road.submission, submission.read_list(road.list), [(1, 1), (2, 2), (3, 3)], 10)
+    submission.write_counts(road.submission, arch_list.read_list(road.list), [(1, 1), (2, 2), (3, 3)], 10)
     assert "accuracies from elsewhere" in reason(road)  # counts of another submission
     for made_here, expected in ((True, None), (False, "is there already and holds accuracies from elsewhere, such as "
                                                       "a truth")):
@@ -420,7 +420,7 @@ def test_accuracies_from_elsewhere_are_not_replaced(road):
 
 
 def test_what_counts_beside_it_belong_to_was_written_by_an_evaluation(tmp_path):
-    entries = submission.read_list(save(tmp_path / "list.json", form()))
+    entries = arch_list.read_list(save(tmp_path / "list.json", form()))
     path, codes = str(tmp_path / "so_far.json"), [[entry.key, entry.code] for entry in entries]
     submission.write_partial(path, codes, [(1, 2), (3, 3), (0, 9)], 32, 60)
     assert submission.reason_to_keep(path, [entry.arch for entry in entries], finished_too=True) is None

@@ -39,7 +39,7 @@ def write_accuracies(path: str, entries: Sequence[Entry], accuracies: Sequence[f
 
 
 def write_counts(submission: str, entries: Sequence[Entry], counts: Sequence[tuple[int, int]], images: int) -> None:
-    """Keep the counts behind a submission, hits in `images` images, beside it: `out/best.counts.json` for `out/best.json`.
+    """Keep the counts behind a submission, hits in `images` images, beside it: `out/a.counts.json` for `out/a.json`.
 
     counts: (top-1, top-5) per entry.
     """

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from . import signals
 
-STOPPED = os.EX_TEMPFAIL  # 75: try again
 LONGEST = 100  # characters of what was given that a message repeats
+STOPPED = os.EX_TEMPFAIL  # 75: try again
 
 
 def quoted(value: object) -> str:

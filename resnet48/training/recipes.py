@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..space.arch import SearchSpace
-from ..system.errors import UserError
+from ..system.errors import UserError, quoted, shown
 from ..system.options import SupernetSettings, TrainSettings
 from . import objectives, optim, samplers
 
@@ -118,15 +118,15 @@ def named(text: str, table: dict, what: str) -> tuple[object, dict]:
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
     if not match:
-        raise UserError(f"--{what} takes a name or name(key=value, ...), got {text!r}")
+        raise UserError(f"--{what} takes a name or name(key=value, ...), got {quoted(text)}")
     name, inside = match.groups()
     if name not in table:
-        raise UserError(f"--{what} takes {', '.join(table)}; got {name!r}")
+        raise UserError(f"--{what} takes {', '.join(table)}; got {quoted(name)}")
     values = {}
     for part in filter(None, map(str.strip, (inside or "").split(","))):
         key, equals, value = map(str.strip, part.partition("="))
         if not equals:
-            raise UserError(f"--{what} {text}: {part!r} is not of the form key=value")
+            raise UserError(f"--{what} {shown(text)}: {quoted(part)} is not of the form key=value")
         values[key] = value
     return table[name], values
 
@@ -136,11 +136,11 @@ def _stage(settings, given, candidates, teacher):
     objective_text = given and given.objective or settings.objective
     sampler, sampler_values = named(sampler_text, samplers.SAMPLERS, "sampler")
     objective_class, values = named(objective_text, objectives.OBJECTIVES, "objective")
-    sampler_values = _hyper_parameters(sampler.draw, sampler_values, f"--sampler {sampler_text}")
-    values = _hyper_parameters(objective_class, values, f"--objective {objective_text}")
+    sampler_values = _hyper_parameters(sampler.draw, sampler_values, f"--sampler {shown(sampler_text)}")
+    values = _hyper_parameters(objective_class, values, f"--objective {shown(objective_text)}")
     objective = objective_class(**{"label_smoothing": settings.label_smoothing, **values})
     if objective.needs_teacher and teacher is None:
-        raise UserError(f"--objective {objective_text} distils from the full net, so it needs --pretrained")
+        raise UserError(f"--objective {shown(objective_text)} distils from the full net, so it needs --pretrained")
     objective.prepare(candidates, teacher)
 
     def sample(seed, step, total_steps):
@@ -158,9 +158,10 @@ def _hyper_parameters(function, values, where):
     converted = {}
     for key, text in values.items():
         if key not in known:
-            raise UserError(f"{where}: there is no hyper-parameter {key!r}; there are {', '.join(known) or 'none'}")
+            raise UserError(f"{where}: there is no hyper-parameter {quoted(key)}; there are "
+                            f"{', '.join(known) or 'none'}")
         try:
             converted[key] = {"true": True, "false": False}[text] if known[key] is bool else known[key](text)
         except (KeyError, ValueError):
-            raise UserError(f"{where}: {key} takes a value of type {known[key].__name__}, got {text!r}") from None
+            raise UserError(f"{where}: {key} takes a value of type {known[key].__name__}, got {quoted(text)}") from None
     return converted

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import paddle
 
 from ..system import config, runtime
-from ..system.errors import UserError, shown
+from ..system.errors import UserError, quoted, shown
 from ..system.options import TrainSettings
 from . import checkpoint, recipes
 
@@ -61,7 +61,7 @@ def _steps(state):
 def require_length(found: checkpoint.Checkpoint, steps: int, settings: TrainSettings) -> None:
     """Raise `UserError` for a run of so many steps that ends before the checkpoint was written."""
     if found.state["step"] > steps:
-        raise UserError(f"--resume {shown(found.path)}: --max_epoch {settings.max_epoch} ends at step {steps}, and this "
+        raise UserError(f"{_named(found)}: --max_epoch {settings.max_epoch} ends at step {steps}, and this "
                         f"has been trained to step {found.state['step']}; a larger --max_epoch resumes it, another "
                         "--save_dir starts a shorter run")
 
@@ -89,15 +89,15 @@ def _checkpoint(settings):
     holds_a_run = bool(checkpoint.steps(settings.save_dir))
     if settings.resume == "none":
         if holds_a_run:
-            raise UserError(f"{settings.save_dir} holds the checkpoints of a run: --resume auto resumes it, another "
-                            "--save_dir starts a new run")
+            raise UserError(f"{shown(settings.save_dir)} holds the checkpoints of a run: --resume auto resumes it, "
+                            "another --save_dir starts a new run")
         return None
     if settings.resume != "auto":
         return checkpoint.load(settings.resume)
     found = checkpoint.newest(settings.save_dir, runtime.log_main, checkpoint.read_all)
     if found is None and holds_a_run:  # starting a new run here would hide that something is wrong
-        raise UserError(f"none of the checkpoints in {settings.save_dir} can be read; another --save_dir starts a new "
-                        "run")
+        raise UserError(f"none of the checkpoints in {shown(settings.save_dir)} can be read; another --save_dir starts "
+                        "a new run")
     if found is None:
         runtime.log_main(f"nothing to resume in {settings.save_dir}: starting from the beginning")
     return found
@@ -108,7 +108,7 @@ def _require_optimizer(found):
     if "step" not in missing and missing and found.optimizer:
         raise checkpoint.CheckpointError(f"--resume {found.path}: its state lacks {', '.join(missing)}")
     if "step" not in found.state or not found.optimizer:
-        raise UserError(f"--resume {found.path}: this holds weights only; --pretrained starts from them")
+        raise UserError(f"{_named(found)}: this holds weights only; --pretrained starts from them")
 
 
 def _require_unchanged(found, facts):
@@ -117,13 +117,13 @@ def _require_unchanged(found, facts):
         if was != now:
             if name == "classes":  # of maybe a thousand
                 was, now = sorted(set(was) - set(now))[:3], sorted(set(now) - set(was))[:3]
-            raise UserError(f"--resume {found.path}: the {what} have changed ({was} then, {now} now), so the run "
-                            "cannot resume exactly")
+            raise UserError(f"{_named(found)}: the {what} have changed ({quoted(was)} then, {quoted(now)} now), so the "
+                            "run cannot resume exactly")
 
 
 def _require_same_net(found, net):
     if checkpoint.describe(net) != found.state["net"]:
-        raise UserError(f"--resume {found.path}: this is a checkpoint of another net: {_shown(found.state['net'])}; "
+        raise UserError(f"{_named(found)}: this is a checkpoint of another net: {_shown(found.state['net'])}; "
                         f"the settings ask for {_shown(checkpoint.describe(net))}")
 
 
@@ -132,15 +132,21 @@ def _require_same_settings(found, settings):
     resumable = sorted(item.name for item in dataclasses.fields(settings) if item.metadata["resumable"])
     for name, value in now.items():
         if name not in resumable and name in before and before[name] != value:
-            raise UserError(f"--resume {found.path}: --{name} was {before[name]} and is now {value}; a run can be "
-                            f"resumed with other {', '.join(name for name in resumable if name in before)} only")
+            others = ", ".join(name for name in resumable if name in before)
+            raise UserError(f"{_named(found)}: --{name} was {shown(str(before[name]))} and is now "
+                            f"{shown(str(value))}; a run can be resumed with other {others} only")
 
 
 def _require_own_folder(found, settings):
     inside = os.path.realpath(found.path).startswith(os.path.join(os.path.realpath(settings.save_dir), ""))
     if not inside and checkpoint.newest(settings.save_dir, runtime.log_main):
-        raise UserError(f"--resume {found.path} lies outside --save_dir {settings.save_dir}, which holds checkpoints "
-                        "of its own: --resume auto resumes from those, another --save_dir resumes from that one")
+        raise UserError(f"{_named(found)} lies outside --save_dir {shown(settings.save_dir)}, which holds "
+                        "checkpoints of its own: --resume auto resumes from those, another --save_dir resumes from "
+                        "that one")
+
+
+def _named(found):
+    return f"--resume {shown(found.path)}"
 
 
 def _shown(description):
