@@ -5,6 +5,7 @@ import random
 import shutil
 import sys
 
+import hypothesis
 import numpy as np
 import pytest
 from imports import touches_paddle
@@ -14,6 +15,10 @@ sys.path.insert(0, ROOT)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the nets of the tests are too small to gain by threads, which only wait
 
 from resnet48.space.arch import FULL, PUBLISHED  # noqa: E402
+
+hypothesis.settings.register_profile("short", derandomize=True, deadline=None, max_examples=50, database=None)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=5000)
+hypothesis.settings.load_profile("short")
 
 PUBLISHED_LIST = os.path.join(ROOT, "..", "shared", "data", "CVPR_2022_NAS_Track1_test.json")
 PHOTOGRAPHS = os.path.join(ROOT, "..", "shared", "data", "caltech16")

@@ -304,7 +304,8 @@ def test_a_signal_during_an_evaluation_ends_it_well_and_the_same_command_resumes
         patched.setattr("resnet48.evaluation.evaluator.evaluate_list", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         ended = call(*words)
     assert not os.path.exists("submission.json")
-    assert stopped(ended).out.splitlines()[-1].startswith("stopped by SIGINT: what is finished is kept in submission.journal")
+    said = stopped(ended).out.splitlines()[-1]
+    assert said.startswith("stopped by SIGINT: what is finished is kept in submission.journal")
     good(call(*words))
     assert os.path.exists("submission.json")
 

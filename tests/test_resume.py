@@ -109,7 +109,8 @@ def test_a_kill_between_the_final_files_is_mended_by_the_same_command(tmp_path, 
         (tmp_path / "checkpoints" / "step-00000018" / "net.pdopt").read_bytes()
 
 
-@pytest.mark.parametrize("without", [(), ("finished",), ("finished", "steps")], ids=["today", "", "of earlier versions"])
+@pytest.mark.parametrize("without", [(), ("finished",), ("finished", "steps")],
+                         ids=["today", "", "of earlier versions"])
 def test_a_checkpoint_says_whether_its_training_was_finished(tmp_path, without):
     config = stopped_run(tmp_path)
     states = [newest(tmp_path).state]

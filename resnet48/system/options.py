@@ -277,5 +277,6 @@ class SampleSettings(SampledSpaceSettings, SeedSettings):
 @dataclass
 class CacheSettings(Settings):
     cache_dir: str = option("", "the folder of --cache_dir, or the .journal folder of an evaluation", path=True)
-    remove: str | None = option(None, "remove these: names as they are listed, separated by commas, or all", listable=True)
+    remove: str | None = option(None, "remove these: names as they are listed, separated by commas, or all",
+                                listable=True)
     days: float = option(0.0, "only what was not used for so many days", ge=0)

@@ -51,8 +51,8 @@ class Run:
         """Plain data for a checkpoint."""
         span = self.span(self.step)
         return {"step": self.step, "steps": self.steps, "finished": self.step >= self.steps, "best": self.best,
-                "best_step": self.best_step, "accuracies": self.accuracies, **self.facts, "scaler": self.precision.state(), "stage": span.index,
-                "objective": span.stage.objective.state()}
+                "best_step": self.best_step, "accuracies": self.accuracies, **self.facts,
+                "scaler": self.precision.state(), "stage": span.index, "objective": span.stage.objective.state()}
 
     def load(self, found: checkpoint.Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
