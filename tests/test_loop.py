@@ -121,7 +121,7 @@ def test_accuracies_are_watched_every_eval_freq_epochs_and_at_the_end(tmp_path, 
 def test_watching_accuracies_does_not_change_the_training(tmp_path, kind):
     config = settings(tmp_path / "watched")
     watch = accuracy.validate_standalone(images(), config.batch_size) if kind is STANDALONE else \
-        accuracy.validate_supernet(images(), SPACE, 6, config.seed, config.batch_size)
+        accuracy.validate_supernet(images(), SPACE, 8, config.seed, config.batch_size)
     watched = fit(kind, config, validate=watch)
     assert same(watched, fit(kind, settings(tmp_path / "alone")))
     accuracies = newest(tmp_path / "watched").state["accuracies"]
@@ -216,7 +216,7 @@ def test_a_dry_run_says_what_a_real_one_would_do_and_leaves_its_folder_untouched
         fit(SANDWICH, dataclasses.replace(settings(tmp_path / "run"), max_epoch=1))
     before, net = content(tmp_path), SANDWICH.make(len(CLASSES))
     accuracies = loop.dry_run(net, SANDWICH.stages(), images(), config,
-                              lambda few: accuracy.validate_supernet(few, SPACE, 6, config.seed, config.batch_size))
+                              lambda few: accuracy.validate_supernet(few, SPACE, 8, config.seed, config.batch_size))
     assert accuracies.keys() == {"largest", "smallest", "random1", "random2"}
     assert content(tmp_path) == before and os.path.exists(tmp_path / "run") == exists
     said = capsys.readouterr().out

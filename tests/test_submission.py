@@ -203,7 +203,8 @@ def test_manifest_says_what_the_submission_was_made_of(road):
 
     assert manifest == {"submission_sha256": digest(road.submission), "arch_list_sha256": digest(road.list),
                         "checkpoint_sha256": digest(road.checkpoint), "archs": 3, "partial": False,
-                        "unfinished_training": None, "val_images": 320, "image_size": 33, "net": json.loads(json.dumps(NET)), "settings": {"calib_images": 512},
+                        "unfinished_training": None, "val_images": 320, "image_size": 33,
+                        "net": json.loads(json.dumps(NET)), "settings": {"calib_images": 512},
                         "versions": {"numpy": "1.26.4"}}
 
 

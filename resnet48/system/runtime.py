@@ -86,8 +86,8 @@ def _watch(reader, seconds):
     while number and told and 0 not in told:  # until it has ended by itself, or has not
         told = _told(reader, SECONDS_TO_STOP_BY_ITSELF)
     if number and not told:
-        return (f"stopped by {signal.Signals(number).name} while rank {rank()} of {world_size()} waited for the others; "
-                "the same command begins again\n")
+        return (f"stopped by {signal.Signals(number).name} while rank {rank()} of {world_size()} waited for the "
+                "others; the same command begins again\n")
 
 
 def _told(reader, seconds):

@@ -100,8 +100,8 @@ class Table:
                 names, rows = _read(self.path)
             except (ValueError, csv.Error) as error:
                 aside = _set_aside(self.path)
-                runtime.log_main(f"{self.path} is damaged ({error}): it is now {aside}, and a new one begins after step "
-                                 f"{step}")
+                runtime.log_main(f"{self.path} is damaged ({error}): it is now {aside}, and a new one begins after "
+                                 f"step {step}")
             else:
                 rows = [row for row in rows if int(row["step"]) <= step]
                 columns += [name for name in names if name not in columns]
