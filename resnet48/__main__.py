@@ -14,7 +14,7 @@ import numpy as np
 from .evaluation import journal
 from .images import cache_files
 from .space.arch import FULL, ArchConfig, ArchError, named_space
-from .system import config, files, options, streams
+from .system import config, files, locks, options, streams
 from .system.errors import UserError, exit_on_user_error
 
 #: The setting that the word right after a command gives, so that it needs no flag.
@@ -53,7 +53,7 @@ def cache(settings) -> None:
     """cache --cache_dir DIR: what is kept there and when it was used last; --remove NAMES or all."""
     config.require(settings, "cache_dir")
     folder, before = settings.cache_dir, time.time() - 86400 * settings.days
-    files.remove_leftovers(folder, cache_files.owner)
+    locks.remove_leftovers(folder, cache_files.owner)
     found = [each for each in cache_files.kept(folder) + _journals(folder) if not settings.days or each.used < before]
     print(_aligned([["name", "MB", "last used", "holds"], *(
         [each.name, f"{each.bytes / 1e6:.1f}", time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used)), each.what]

@@ -338,8 +338,8 @@ def test_what_killed_processes_have_left_goes_with_the_next_build_unless_its_loc
         path.write_bytes(b"half")
     holding = subprocess.Popen([sys.executable, "-c", f"""
 import time
-from resnet48.system import files
-with files.locked({str(folder / ("b" * 32 + ".lock"))!r}):
+from resnet48.system import locks
+with locks.locked({str(folder / ("b" * 32 + ".lock"))!r}):
     print("held", flush=True)
     time.sleep(600)
 """], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from resnet48.system import files
+from resnet48.system import files, locks
 from resnet48.system.errors import UserError
 
 
@@ -176,7 +176,7 @@ def test_a_lock_makes_its_folder_and_is_held_until_the_block_ends(tmp_path):
     def is_free():
         return subprocess.run([sys.executable, "-c", try_it], stderr=subprocess.DEVNULL).returncode == 0
 
-    with files.locked(path):
+    with locks.locked(path):
         assert not is_free()
     assert is_free()
 
@@ -184,7 +184,7 @@ def test_a_lock_makes_its_folder_and_is_held_until_the_block_ends(tmp_path):
 def test_a_lock_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("here")
     with pytest.raises(UserError, match="^cannot write .*: there is a file where the folder .* should be$"):
-        with files.locked(str(tmp_path / "file" / "lock")):
+        with locks.locked(str(tmp_path / "file" / "lock")):
             pass
 
 
@@ -198,8 +198,8 @@ def test_the_digest_is_that_of_the_whole_file(tmp_path):
 
 HOLDER = """
 import sys
-from resnet48.system import files
-with files.held(sys.argv[1], "it is taken"):
+from resnet48.system import locks
+with locks.held(sys.argv[1], "it is taken"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -219,15 +219,15 @@ def test_what_one_process_holds_another_is_refused_until_the_first_is_gone(tmp_p
     path = str(tmp_path / "new" / ".lock")
     process = holder(path)
     try:
-        with pytest.raises(UserError, match="^it is taken$"), files.held(path, "it is taken"):
+        with pytest.raises(UserError, match="^it is taken$"), locks.held(path, "it is taken"):
             raise AssertionError
     finally:
         end(process)
         process.communicate()
-    with files.held(path, "it is taken"):
+    with locks.held(path, "it is taken"):
         assert os.path.exists(path)
     assert not os.path.exists(path)
-    with files.held(str(tmp_path / "a" / "b" / ".lock"), ""):
+    with locks.held(str(tmp_path / "a" / "b" / ".lock"), ""):
         pass
     assert not os.path.exists(tmp_path / "a")  # a folder that was made for it, and stayed empty
 
@@ -236,15 +236,15 @@ def test_of_processes_that_hold_a_file_again_and_again_never_two_do_so_at_once(t
     """Each removes the file in the end, and may do so between two moments of another's opening and locking it."""
     program = """
 import os, sys
-from resnet48.system import files
+from resnet48.system import errors, locks
 path, mark, done = sys.argv[1], sys.argv[1] + ".mark", 0
 while done < 100:
     try:
-        with files.held(path, ""):
+        with locks.held(path, ""):
             os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
             os.unlink(mark)
             done += 1
-    except files.UserError:
+    except errors.UserError:
         pass
 """
     workers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / ".lock")], cwd=ROOT) for _ in range(3)]

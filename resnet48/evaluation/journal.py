@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..system import arrays, files
+from ..system import arrays, files, locks
 from ..system.errors import UserError
-from ..system.files import try_lock
+from ..system.locks import try_lock
 
 FORMAT = 1  # of the files; part of the fingerprint
 PLAN = "plan.json"
@@ -73,10 +73,10 @@ class Journal:
         """
         plan = {"inputs": inputs, "codes": codes, "images": images, "chunk": chunk, "shards": shards}
         folder, unlike = os.path.join(root, _fingerprint(plan)), None
-        with files.locked(folder + ".lock"):  # processes that start at once share one plan
+        with locks.locked(folder + ".lock"):  # processes that start at once share one plan
             if fresh:
                 _delete(folder)
-            files.remove_leftovers(folder, lambda name: name)
+            locks.remove_leftovers(folder, lambda name: name)
             try:
                 _read_plan(folder)
             except UserError as error:

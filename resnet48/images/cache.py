@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..system import arrays, files, runtime
+from ..system import arrays, files, locks, runtime
 from ..system.errors import UserError
 from . import cache_files, datasets, fingerprints, transforms
 
@@ -77,7 +77,7 @@ def _made_once(folder: str, name: str, parts: tuple[str, str], make: Callable[[s
     def read():
         return arrays.read(paths[0], _of(paths[0]), mapped=True, remember=True), arrays.read(paths[1], _of(paths[1]))
 
-    with files.locked(os.path.join(folder, name + ".lock")):
+    with locks.locked(os.path.join(folder, name + ".lock")):
         try:
             return read()
         except FileNotFoundError:
@@ -87,8 +87,8 @@ def _made_once(folder: str, name: str, parts: tuple[str, str], make: Callable[[s
         for path in paths:  # a killed process has left them, or something has damaged them
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-        files.remove_leftovers(folder, cache_files.owner, but=name)
-        files.remove_temporary(*paths)
+        locks.remove_leftovers(folder, cache_files.owner, but=name)
+        locks.remove_temporary(*paths)
         make(*paths)
         try:
             return read()

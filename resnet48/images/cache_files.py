@@ -9,7 +9,7 @@ import os
 import re
 from typing import NamedTuple
 
-from ..system import files
+from ..system import locks
 from ..system.errors import UserError
 
 KINDS = {"pixels": "decoded images", "labels": "decoded images", "train": "training images",
@@ -50,7 +50,7 @@ def kept(folder: str) -> list[Kept]:
 def remove(folder: str, group: Kept) -> None:
     """Remove what belongs together; programs that use it keep what they have. Raises `UserError` if it is being made.
     """
-    with files.try_lock(os.path.join(folder, group.name)) as mine:
+    with locks.try_lock(os.path.join(folder, group.name)) as mine:
         if not mine:
             raise UserError(f"{group.name} in {folder} is being made by another process")
         for path in group.paths:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..system import arrays, files
+from ..system import arrays, files, locks
 from ..system.errors import UserError
 from . import datasets, transforms
 
@@ -68,7 +68,7 @@ def _contents(paths, folder, threads):
         young = found[:, 2] > (time.time() - arrays.SECONDS_UNTIL_TRUSTED) * 1e9
         found[young, 1:3] = NEVER
         try:
-            with files.locked(os.path.join(folder, key + ".lock")):
+            with locks.locked(os.path.join(folder, key + ".lock")):
                 arrays.write(kept, found, of)
         except UserError:  # they are computed again, which costs time and nothing else
             pass

@@ -12,7 +12,7 @@ import paddle
 
 from ..images import cache, datasets, loader
 from ..nets import layers
-from ..system import files, runtime
+from ..system import files, locks, runtime
 from ..system.errors import Stopped, UserError
 from ..system.options import TrainSettings
 from . import checkpoint, metrics, objectives, optim, recipes
@@ -55,7 +55,7 @@ def _alone_in(folder):
     """A block in which no other training works in a folder: both would write the same files."""
     if runtime.rank() != 0:
         return contextlib.nullcontext()
-    return files.held(os.path.join(folder, ".lock"), f"another training works in {folder}: wait until it has ended, "
+    return locks.held(os.path.join(folder, ".lock"), f"another training works in {folder}: wait until it has ended, "
                                                      "stop it, or choose another --save_dir")
 
 
