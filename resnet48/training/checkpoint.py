@@ -25,7 +25,7 @@ from ..space import description
 from ..space.arch import SearchSpace
 from ..space.nodes import HEAD
 from ..system import files
-from ..system.errors import UserError
+from ..system.errors import UserError, quoted
 from . import foreign_weights, optim, run_state, tensor_files
 from .run_state import OPTIMIZER, STATE, WEIGHTS
 from .tensor_files import CheckpointError
@@ -224,7 +224,7 @@ def _read_file(path):
             raise CheckpointError(f"{path} does not hold a ResNet48: {error}") from error
         if net is None:
             raise CheckpointError(f"{path} does not hold a ResNet48: it has no blocks.1 .. blocks.{HEAD}, but for "
-                                  f"example {next(iter(weights), 'nothing')!r}")
+                                  f"example {quoted(next(iter(weights), 'nothing'))}")
         state = {"net": net}
     return Checkpoint(path, path, None, weights, state)
 
@@ -280,7 +280,7 @@ def _require_shapes(own, weights, path):
     if missing or extra:
         raise CheckpointError(f"{path} is for another net: {len(missing)} weights are missing "
                               f"({', '.join(missing[:3]) or 'none'}), {len(extra)} are not known "
-                              f"({', '.join(extra[:3]) or 'none'})")
+                              f"({', '.join(map(quoted, extra[:3])) or 'none'})")
     for name, value in weights.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
             raise CheckpointError(f"{path} is broken: {name} is not a tensor of floating-point numbers")

@@ -15,7 +15,7 @@ import paddle
 import paddle.nn.functional as F
 
 from ..space.arch import ArchConfig
-from ..system.errors import UserError
+from ..system.errors import UserError, quoted
 from .optim import trainable
 from .samplers import Candidates, Pairs
 
@@ -232,7 +232,7 @@ class Ranking(InPlaceDistillation):
     def prepare(self, candidates, teacher):
         super().prepare(candidates, teacher)
         if self.proxy not in PROXIES:
-            raise UserError(f"--objective ranking: proxy takes {', '.join(PROXIES)}; got {self.proxy!r}")
+            raise UserError(f"--objective ranking: proxy takes {', '.join(PROXIES)}; got {quoted(self.proxy)}")
         rng = np.random.default_rng(0)
         self._sizes = np.sort([PROXIES[self.proxy](candidates.sample(rng)) for _ in range(RANKED_ARCHS)])
 
