@@ -1,0 +1,65 @@
+"""What a step of each recipe costs, relative to the sandwich recipe's, in one run.
+
+    python3 benchmarks/recipes.py
+
+Narrow nets on random images: all recipes in turn, several times, the shortest time of each.
+"""
+
+import os
+import time
+
+import common
+
+CHANNELS, BATCH, SIZE, CLASSES, TIMES = (6, 12, 24, 48), 128, 32, 10, 5
+
+
+def steps():
+    """(name, function that takes one training step) of every recipe that trains a supernet, teachers included."""
+    import resnet48  # noqa: F401  the settings of the machine, before Paddle
+    import paddle
+    from resnet48.nets.supernet import ResNet48, Supernet
+    from resnet48.space.arch import FULL
+    from resnet48.system import config, options
+    from resnet48.training import objectives, optim, recipes
+    space = FULL.narrowed(CHANNELS, 1)
+    images, labels = paddle.randn([BATCH, 3, SIZE, SIZE]), paddle.randint(0, CLASSES, [BATCH])
+    teacher = ResNet48(space.largest(), CLASSES)
+    teacher.eval()
+    for name in sorted(os.listdir(config.RECIPES)):
+        path = os.path.join(config.RECIPES, name)
+        with open(path) as file:
+            if not any(line.startswith(("sampler:", "objective:")) for line in file):
+                continue
+        _, settings = config.command_line(__doc__, {"run": (steps, options.SupernetSettings, path)}, ["run"])
+        (stage,) = recipes.supernet(settings, space, teacher)
+        net = Supernet(space, CLASSES)
+        optimizer = optim.make_optimizer(net)
+        optimizer.set_lr(0.01)
+        moment = objectives.Moment(50, 100, 50.0)
+
+        def step(net=net, optimizer=optimizer, stage=stage):
+            gradients = objectives.Gradients(net)
+            archs = stage.sampler(0, 50, 100)
+            stage.objective.step(net, archs, images, labels, gradients, moment)
+            float(sum(gradients.means().values()))
+            optimizer.step()
+            optimizer.clear_grad(set_to_zero=False)
+
+        yield name.removesuffix(".yaml"), step
+
+
+def main():
+    every = dict(steps())
+    best = dict.fromkeys(every, float("inf"))
+    for _ in range(1 + TIMES):  # the first is to warm up, and never the shortest
+        for name, step in every.items():
+            started = time.perf_counter()
+            step()
+            best[name] = min(best[name], time.perf_counter() - started)
+    print(f"{common.machine()}; base widths {CHANNELS}, {SIZE} px, batch {BATCH}, 4 subnets a step")
+    for name, seconds in sorted(best.items(), key=lambda item: item[1]):
+        print(f"{name:17} {1000 * seconds:6.0f} ms  {seconds / best['sandwich']:5.2f}")
+
+
+if __name__ == "__main__":
+    main()
