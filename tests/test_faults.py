@@ -289,3 +289,21 @@ def test_images_that_are_deleted_under_way_are_named_and_without_any_left_the_tr
 def test_a_run_does_not_go_on_with_other_images(here, change, said):
     change()
     assert said in refusal((*TRAINING, "--image_dir", "images", "--save_dir", "supernet"), here)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv takes from root what makes it ignore permissions")
+@pytest.mark.parametrize("closed", ["run/checkpoints", "run/metrics.csv", "run"])
+def test_what_may_not_be_read_of_a_run_is_one_sentence(tmp_path, monkeypatch, closed):
+    words = [*SMALL, "--image_dir", image_folder(tmp_path / "images"), "--save_dir", "run"]
+    monkeypatch.chdir(tmp_path)
+    good(call("train_supernet.py", "run", *words))
+    rights = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps",
+              "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    os.chmod(tmp_path / closed, 0)
+    try:
+        ended = subprocess.run([*rights, *command("train_supernet.py", "run", *words, "--max_epoch", 2)], cwd=tmp_path,
+                               env=environment(), capture_output=True, text=True)
+    finally:
+        os.chmod(tmp_path / closed, 0o755)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert f"{closed}" in ended.stderr and "Permission denied" in ended.stderr

@@ -11,6 +11,7 @@ from . import signals
 
 LONGEST = 100  # characters of what was given that a message repeats
 STOPPED = os.EX_TEMPFAIL  # 75: try again
+NO_ACCESS = errno.EACCES, errno.EPERM, errno.EROFS  # the system refuses, whatever was to be done
 
 
 def quoted(value: object) -> str:
@@ -78,6 +79,9 @@ def exit_on_user_error(main: Callable) -> object:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except OSError as error:
+        if error.errno in NO_ACCESS and error.filename is not None:
+            print(f"error: cannot read or write {shown(error.filename)}: {error.strerror}", file=sys.stderr, flush=True)
+            sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         with contextlib.suppress(OSError):
