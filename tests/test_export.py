@@ -113,6 +113,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, size):
 def test_a_model_that_is_not_the_net_is_refused(tmp_path, monkeypatch):
     other, save = subnet(), paddle.jit.save
     other.blocks["24"]["fc"].bias.set_value(paddle.ones([6]))
+    other.eval()
     spec = [paddle.static.InputSpec([None, 3, 32, 32], "float32", "images")]
     other = paddle.jit.to_static(other, input_spec=spec, full_graph=True)
     monkeypatch.setattr(paddle.jit, "save", lambda net, path: save(other, path))
