@@ -417,3 +417,8 @@ def test_a_user_error_ends_a_program_with_one_sentence_and_code_2(capsys):
 @pytest.mark.parametrize("value, expected", [("auto", None), (None, None), ("16", 16)])
 def test_what_is_chosen_automatically_when_left_out_can_be_asked_for_by_name(value, expected):
     assert config.build(options.EvalSettings, {"chunk": value}).chunk == expected
+
+
+def test_a_character_that_json_writes_as_two_is_one(yaml_file):
+    path = yaml_file('channels: "\\ud800\\udc00"\n')
+    assert parse("--config", path).channels == parse("--channels", "\U00010000").channels == "\U00010000"

@@ -227,7 +227,8 @@ def _converted(value, kind, limits):
             raise ValueError
         return value
     if kind is str:
-        value = str(value)
+        # JSON, which a YAML file may hold, writes a character beyond 16 bits as a pair of surrogates.
+        value = str(value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         return os.path.expanduser(value) if limits["path"] else value
     if isinstance(value, str) and ("_" in value or not value.isascii()):  # which Python reads as numbers, too
         raise ValueError
