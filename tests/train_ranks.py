@@ -38,7 +38,7 @@ def main(kind, global_batch, output):
     batch_size = global_batch // world_size
     taken = loader.batches(images, 0, STEPS, batch_size, 0, rank, world_size, print)
     for step, (pixels, labels) in enumerate(taken):
-        archs = samplers.sandwich(space, 0, step, STEPS, 3)
+        archs = samplers.sandwich(space, 0, samplers.Moment(step, STEPS, 0.0), 3)
         objective.step(net, archs, datasets.normalize(pixels).astype("float64"), labels, objectives.Gradients(net),
                        None)
         runtime.average_gradients(optim.trainable(net), False)
