@@ -81,7 +81,7 @@ def dry_run(net, digest, entries, images, settings):
 def plan(settings):
     """Say what an evaluation would cost: nodes, MACs, time, memory, disk."""
     config.require(settings, "archs")
-    space = FULL.narrowed(settings.channels(), settings.divisor)
+    space = FULL.narrowed(settings.channels(), settings.divisor, settings.activation)
     entries = arch_list.read_list(settings.archs, space)
     chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
     print(evaluator.plan_text([entry.arch for entry in chosen], settings.image_size, settings.images,

@@ -22,7 +22,7 @@ RECIPE = os.path.join(config.RECIPES, "sandwich.yaml")
 
 def run(settings):
     """Train the supernet."""
-    sampled = named_space(settings.space).narrowed(settings.channels(), settings.divisor)
+    sampled = named_space(settings.space).narrowed(settings.channels(), settings.divisor, settings.activation)
     runtime.start(settings.device, channels_last=settings.channels_last)
     runtime.log_main(config.dump(settings))
     images = datasets.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
@@ -45,7 +45,7 @@ def run(settings):
 
 def initial_nets(images, settings):
     """The supernet to train and, with `--pretrained`, the full net as it was given, in evaluation mode."""
-    space = FULL.narrowed(settings.channels(), settings.divisor)
+    space = FULL.narrowed(settings.channels(), settings.divisor, settings.activation)
     net = Supernet(space, len(images.classes))
     if not settings.pretrained:
         initialize(net, settings.init)
@@ -54,8 +54,8 @@ def initial_nets(images, settings):
         return net, None
     given = checkpoint.build_supernet(checkpoint.load(settings.pretrained))
     checkpoint.require_classes(given, images, settings.pretrained)
-    checkpoint.load_weights(net, {name: value.numpy() for name, value in given.state_dict().items()},
-                            settings.pretrained)
+    checkpoint.start_from(net, {name: value.numpy() for name, value in given.state_dict().items()},
+                          settings.pretrained)
     sort_channels(net)
     teacher = extract(given, space.largest())
     teacher.eval()

@@ -24,7 +24,7 @@ FIRST_WORD = {"describe": "arch", "sample": "count"}
 def describe(settings) -> None:
     """describe CODE: widths, MACs and parameters of one arch, stage by stage."""
     config.require(settings, "arch")
-    space = FULL.narrowed(settings.channels(), settings.divisor)
+    space = FULL.narrowed(settings.channels(), settings.divisor, settings.activation)
     arch = ArchConfig.parse(settings.arch, space, allow_untied=True)
     print(f"{arch.code} at {settings.image_size} px, {settings.num_classes} classes\n")
     print(_aligned(_rows(arch, settings.image_size, settings.num_classes)))

@@ -16,10 +16,12 @@ OLD_RECIPES = {"sandwich": ("sandwich", "in_place_distillation"), "demo": ("unif
 
 @dataclass
 class SpaceSettings(Settings):
-    """How wide the net is; a narrow copy lets the full pipeline run on a CPU."""
+    """How wide the net is, where a narrow copy lets the full pipeline run on a CPU, and what its blocks end with."""
 
     base_channels: str = option("64,128,256,512", "widths of stages 1..4 at ratio 1, in channels", listable=True)
     divisor: int = option(8, "widths are rounded to a multiple of this", ge=1)
+    activation: str = option("relu", "what the blocks end with, behind the sum: relu, prelu (one slope a block) or mish",
+                             choices=("relu", "prelu", "mish"))
 
     def channels(self) -> tuple[int, ...]:
         try:
@@ -114,7 +116,7 @@ class OptimizerSettings(Settings):
     momentum: float = option(0.9, "of sgd", ge=0)
     nesterov: bool = option(False, "Nesterov's momentum in sgd")
     weight_decay: float = option(1e-4, "L2 penalty added to every gradient; of adamw, apart from the gradient", ge=0)
-    no_decay_norm: bool = option(False, "no weight decay for batch norms and biases")
+    no_decay_norm: bool = option(False, "no weight decay for batch norms, biases and slopes of PReLUs")
     freeze_unused: bool = option(False, "weights that no subnet of a step uses stay as they are, instead of following "
                                         "momentum and weight decay (all are used where the largest subnet is)",
                                  old_names=("hold_unused",))
