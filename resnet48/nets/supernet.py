@@ -29,20 +29,21 @@ ACTIVATIONS = {"relu": nn.ReLU, "prelu": PReLU, "mish": nn.Mish}
 
 
 def forward_node(node: Stem | Block | Head, layer: nn.LayerDict, x: paddle.Tensor, norm: Callable,
-                 conv: Callable) -> paddle.Tensor:
+                 conv: Callable, linear: Callable = layers.linear) -> paddle.Tensor:
     """Run one node of a net.
 
     x: images [N, 3, H, W] for a `Stem`, which gives features [N, width, ceil(H / 4), ceil(W / 4)]; features
     [N, in, H, W] for a `Block`, which gives [N, out, ceil(H / stride), ceil(W / stride)], and for a `Head`, which gives
     logits [N, classes]. layer: its layers by their names in the node, in a supernet with more channels than the node.
-    norm: how a batch norm is done, as `layers.batch_norm`; conv: how a convolution is done, as `layers.conv`.
+    norm: how a batch norm is done, as `layers.batch_norm`; conv: how a convolution is done, as `layers.conv`; linear: how
+    the classifier is done, as `layers.linear`.
     """
     def conv_norm(x, each):
         return norm(conv(x, layer[each.name], each.out_width, each.stride), layer[each.norm])
 
     first, *others = node.layers()
     if isinstance(node, Head):
-        return layers.linear(x.mean(axis=[2, 3]), layer[first.name])
+        return linear(x.mean(axis=[2, 3]), layer[first.name])
     y = F.relu(conv_norm(x, first))
     if isinstance(node, Stem):
         return F.max_pool2d(y, 3, 2, padding=1)
@@ -63,14 +64,16 @@ class Supernet(nn.Layer):
         self.space, self.num_classes = space, num_classes
         self.nodes, self.blocks = _build(space.largest(), num_classes)
 
-    def forward(self, images: paddle.Tensor, arch: ArchConfig, norm: Callable | None = None) -> paddle.Tensor:
+    def forward(self, images: paddle.Tensor, arch: ArchConfig, norm: Callable | None = None,
+                linear: Callable | None = None) -> paddle.Tensor:
         """Logits [N, classes] of the subnet `arch` for images [N, 3, H, W].
 
-        norm: how a batch norm is done [`layers.batch_norm`], see also `layers.Statistics`.
+        norm: how a batch norm is done [`layers.batch_norm`], see also `layers.Statistics`; linear: how the classifier
+        is done [`layers.linear`].
         Raises `ArchError` for an arch that the shared weights cannot serve.
         """
         arch.require_tied()
-        return _forward(self.blocks, (*arch.nodes(), arch.head(self.num_classes)), images, norm)
+        return _forward(self.blocks, (*arch.nodes(), arch.head(self.num_classes)), images, norm, linear)
 
 
 class ResNet48(nn.Layer):
@@ -81,9 +84,10 @@ class ResNet48(nn.Layer):
         self.arch, self.num_classes = arch, num_classes
         self.nodes, self.blocks = _build(arch, num_classes)
 
-    def forward(self, images: paddle.Tensor, norm: Callable | None = None) -> paddle.Tensor:
-        """Logits [N, classes] for images [N, 3, H, W]."""
-        return _forward(self.blocks, self.nodes, images, norm)
+    def forward(self, images: paddle.Tensor, norm: Callable | None = None,
+                linear: Callable | None = None) -> paddle.Tensor:
+        """Logits [N, classes] for images [N, 3, H, W]. norm, linear: as for `Supernet`."""
+        return _forward(self.blocks, self.nodes, images, norm, linear)
 
 
 def shapes(what: SearchSpace | ArchConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -111,9 +115,10 @@ def _layers(node):
         yield OUTER, ACTIVATIONS[node.activation]()
 
 
-def _forward(blocks, nodes, x, norm):
+def _forward(blocks, nodes, x, norm, linear):
     for node in nodes:
-        x = forward_node(node, blocks[str(node.index)], x, norm or layers.batch_norm, layers.conv)
+        x = forward_node(node, blocks[str(node.index)], x, norm or layers.batch_norm, layers.conv,
+                         linear or layers.linear)
     return x
 
 

@@ -87,6 +87,10 @@ class SearchSpace:
                   for firsts, second, capacity in zip(inner, outer, CAPACITY))
         return ArchConfig.parse("".join(map(str, depths)) + outer[0] + "".join(stages), self)
 
+    def parse(self, code: str) -> "ArchConfig":
+        """The arch of a code. Raises `ArchError`."""
+        return ArchConfig.parse(code, self)
+
     def narrowed(self, base_channels: Sequence[int], divisor: int, activation: str | None = None) -> "SearchSpace":
         """The same codes over other base widths: a narrow copy lets the full pipeline run on a CPU.
 

@@ -191,6 +191,7 @@ class StandaloneSettings(TrainSettings):
     save_dir: str = option("output/standalone", "folder for checkpoints, config.yaml and metrics.csv", resumable=True,
                            path=True)
     arch: str = option("", "arch code, 51 digits or 52 with a leading 1")
+    dropout: float = option(0.0, "part of the classifier's input that is zeroed in training", ge=0, le=0.9)
     mode: str = option("all", "train, eval (of --pretrained or of --save_dir), or all: both",
                        choices=("all", "train", "eval"), resumable=True)
 
@@ -200,6 +201,7 @@ class TruthSettings(TrainSettings):
     save_dir: str = option("output/truth", "folder for one run's folder per arch", resumable=True, path=True)
     archs: str = option("", "arch list in the official JSON format", resumable=True, path=True)
     limit: int | None = option(None, "only the first N archs", ge=1, resumable=True, unset="none")
+    dropout: float = option(0.0, "part of the classifier's input that is zeroed in training", ge=0, le=0.9)
     truth: str = option("output/truth.json", "where the measured accuracies go", resumable=True, path=True)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..space.arch import SearchSpace
 from ..system.errors import UserError, quoted, shown
-from ..system.options import SupernetSettings, TrainSettings
+from ..system.options import StandaloneSettings, SupernetSettings, TrainSettings, TruthSettings
 from . import objectives, optim, samplers
 
 
@@ -57,12 +57,13 @@ class Span(NamedTuple):
     def moment(self, step: int) -> samplers.Moment:
         """Where a step of the run is in the stage."""
         own = step - self.first
-        return samplers.Moment(own, self.last - self.first, own / self.steps_per_epoch, own < self.warmup_steps)
+        return samplers.Moment(own, self.last - self.first, own / self.steps_per_epoch, own < self.warmup_steps,
+                               self.seed)
 
 
-def standalone(settings: TrainSettings) -> list[Stage]:
+def standalone(settings: StandaloneSettings | TruthSettings) -> list[Stage]:
     """The recipe of a net on its own."""
-    alone = objectives.Standalone(settings.label_smoothing)
+    alone = objectives.Standalone(settings.label_smoothing, settings.dropout)
     return [Stage(lambda seed, moment: [], alone, alone.roles)]
 
 

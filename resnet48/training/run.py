@@ -9,6 +9,7 @@ from ..images import transforms
 from ..images.datasets import ImageSet
 from ..images.loader import steps_per_epoch
 from ..system import config, files, runtime
+from ..system.errors import UserError
 from ..system.options import TrainSettings
 from . import checkpoint, optim, recipes, resume
 from .precision import Precision
@@ -78,7 +79,10 @@ class Run:
         for name in ("step", "best", "best_step", "accuracies"):
             setattr(self, name, found.state[name])
         self.saved = found.path
-        self.span(self.step).stage.objective.load(found.state.get("objective", {}))
+        try:
+            self.span(self.step).stage.objective.load(found.state.get("objective", {}))
+        except (KeyError, TypeError, UserError) as error:
+            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this objective") from error
 
 
 def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, settings: TrainSettings) -> Run:
