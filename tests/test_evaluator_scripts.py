@@ -47,6 +47,17 @@ def assert_as_undisturbed(folder, undisturbed):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+def assert_agrees(folder, undisturbed):
+    """The same, but for the last digits of cross-entropies: other batches give logits with other ones."""
+    assert (folder / "s.json").read_bytes() == (undisturbed / "s.json").read_bytes()
+    found, expected = (load(each / "s.counts.json") for each in (folder, undisturbed))
+    for key, counts in expected["counts"].items():
+        for name, value in counts.items():
+            near = pytest.approx(value, abs=1e-5 * evaluation.IMAGES) if "cross_entropy" in name else value
+            assert found["counts"][key].pop(name) == near
+    assert found["images"] == expected["images"] and found["first_images"] == expected["first_images"]
+
+
 def refusal(*words):
     """The one sentence of a program that refuses its input."""
     ended = call(SCRIPT, *words)
@@ -114,7 +125,7 @@ def test_the_chunk_is_chosen_where_none_is_given(tmp_path, weights, archs, undis
     words = evaluation.words(weights, archs, tmp_path / "s.json")
     place = words.index("--chunk")
     good(call(SCRIPT, *words[:place], *words[place + 2:]))
-    assert_as_undisturbed(tmp_path, undisturbed)
+    assert_agrees(tmp_path, undisturbed)
 
 
 def test_running_again_says_that_all_is_there_and_writes_the_same(tmp_path, weights, archs, undisturbed):
@@ -129,9 +140,9 @@ def test_running_again_says_that_all_is_there_and_writes_the_same(tmp_path, weig
 
 
 def test_one_by_one_and_kept_images_give_the_same_submission(tmp_path, weights, archs, undisturbed):
-    for more in (("--one_by_one",), ("--cache_dir", tmp_path / "cache")):
+    for more, check in ((("--one_by_one",), assert_agrees), (("--cache_dir", tmp_path / "cache"), assert_as_undisturbed)):
         good(call(SCRIPT, *evaluation.words(weights, archs, tmp_path / "s.json", *more)))
-        assert_as_undisturbed(tmp_path, undisturbed)
+        check(tmp_path, undisturbed)
 
 
 # ---- interruptions
