@@ -106,7 +106,7 @@ def assert_same(found, expected):
 
 
 def assert_agree(found, expected):
-    """The same counts, and cross-entropies that differ by rounding: other batches give logits with other last digits."""
+    """The same counts, and cross-entropies that differ by rounding: in other batches logits have other last digits."""
     assert found[1] == expected[1]
     assert np.array_equal(found[0][:, WHOLE], expected[0][:, WHOLE])
     assert np.abs(found[0] - expected[0]).max() <= ROUNDING * found[1]

@@ -140,7 +140,8 @@ def test_running_again_says_that_all_is_there_and_writes_the_same(tmp_path, weig
 
 
 def test_one_by_one_and_kept_images_give_the_same_submission(tmp_path, weights, archs, undisturbed):
-    for more, check in ((("--one_by_one",), assert_agrees), (("--cache_dir", tmp_path / "cache"), assert_as_undisturbed)):
+    for more, check in ((("--one_by_one",), assert_agrees),
+                        (("--cache_dir", tmp_path / "cache"), assert_as_undisturbed)):
         good(call(SCRIPT, *evaluation.words(weights, archs, tmp_path / "s.json", *more)))
         check(tmp_path, undisturbed)
 
@@ -325,3 +326,51 @@ def test_score_and_plot_are_never_written_over_what_is_no_score_or_plot(tmp_path
     for _ in range(2):
         good(call(SCRIPT, *score, "--report", "new.md", "--plot", "new.png"))
     assert (tmp_path / "notes.md").read_text() == "# Notes\n" and load("t.json") == rising
+
+
+# ---- rankings, which are no submissions
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch, undisturbed, archs, weights):
+    """A working folder with a submission, its counts and manifest, and a hybrid ranking of it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("s.json", "s.counts.json", "s.manifest.json"):
+        copy(undisturbed / name, tmp_path / name)
+    said = good(call(SCRIPT, "rank", "--submission", "s.json", "--method", "hybrid", "--output", "r.json")).out
+    assert said == ("wrote r.json: a ranking of 7 archs, z(top-1) + 0.15 z(log MACs); not a submission, for rule 6 of "
+                    "the contest forbids accuracies from a predictor\n")
+    return tmp_path
+
+
+def test_nothing_takes_a_ranking_for_a_submission_or_replaces_it(evaluated, weights, archs):
+    before = (evaluated / "r.json").read_bytes()
+    named = "r.json is a ranking that `eval_supernet.py rank` wrote, and holds no accuracies"
+    good(call(SCRIPT, *evaluation.words(weights, archs, evaluated / "other.json", "--limit", 1)))
+    for words in (("verify", "--submission", "r.json", "--archs", archs), ("rank", "--submission", "r.json"),
+                  ("score", "--submission", "r.json", "--truth", "s.json"),
+                  ("score", "--submission", "s.json", "--truth", "r.json"),
+                  evaluation.words(weights, "r.json", "new.json")):
+        said = refusal(*words)
+        assert named in said and "rule 6 of the contest forbids to submit what a predictor says" in said
+    for words, why in ((evaluation.words(weights, archs, "r.json"), "neither an arch list nor a submission"),
+                       (("status", "--output", "other.json", "--write", "r.json"), "neither an arch list nor a"),
+                       (("score", "--submission", "s.json", "--truth", "s.json", "--report", "r.json"),
+                        "not a score sheet"),
+                       (("export", "--checkpoint", weights, "--arch", load(archs)["arch1"]["arch"], "--output", "r"),
+                        "not part of an exported model")):
+        assert why in refusal(*words)
+    assert (evaluated / "r.json").read_bytes() == before
+
+
+def test_a_ranking_replaces_a_ranking_and_nothing_else(evaluated, archs):
+    copy(archs, evaluated / "list.json")
+    (evaluated / "notes.txt").write_text("notes")
+    before = {path.name: path.read_bytes() for path in evaluated.iterdir()}
+    rank = ("rank", "--submission", "s.json", "--method", "hybrid", "--output")
+    assert "s.json is also the file of --submission" in refusal(*rank, "s.json")
+    for name in ("s.counts.json", "s.manifest.json", "list.json", "notes.txt"):
+        assert f"{name} is there already and is not a ranking" in refusal(*rank, name)
+    assert "--method smooth is not possible: 7 archs are too few, 20 are needed" in refusal(
+        "rank", "--submission", "s.json", "--output", "smooth.json")
+    good(call(SCRIPT, *rank, "r.json"))
+    assert {path.name: path.read_bytes() for path in evaluated.iterdir()} == before

@@ -351,8 +351,9 @@ def test_where_a_finished_evaluation_does_not_count_the_input_that_differs_is_na
 
 
 def test_an_evaluation_of_the_format_without_cross_entropies_is_computed_again_which_is_said(tmp_path, monkeypatch):
+    fingerprint = journal_module._fingerprint
     with monkeypatch.context() as patched:
-        patched.setattr(journal_module, "_fingerprint", lambda plan, fingerprint=journal_module._fingerprint: fingerprint(plan, 1))
+        patched.setattr(journal_module, "_fingerprint", lambda plan: fingerprint(plan, 1))
         earlier = open_journal(tmp_path)
     with pytest.raises(UserError, match=f"^an earlier version wrote the evaluation in {earlier.folder}, without cross-"
                                         "entropies; `eval_supernet.py run` computes it again$"):

@@ -183,7 +183,7 @@ class Journal:
         return chunks, len(done), len(self.counts_tasks()), rate
 
     def counts(self) -> tuple[np.ndarray, int]:
-        """Counts of every arch over the chunks that are done for all archs: (float64 [archs, columns], how many images).
+        """Counts of every arch over the chunks that are done for all archs: (float64 [archs, columns], images).
 
         The columns are `counts.COLUMNS`, cross-entropies in nats. A chunk with a result that is not to be believed is
         not done.

@@ -61,7 +61,8 @@ def sheet_lines(notes: dict[str, str]) -> list[str]:
     """The notes of `Rankings` as lines of the score sheet."""
     lines = [f"- {', '.join(name for name in notes if notes[name] == text)}: {text}"
              for text in dict.fromkeys(notes.values())]
-    return [*lines, f"- {SMOOTH} and {HYBRID} are predictions, for a search: rule 6 of the contest forbids to submit them"]
+    return [*lines, f"- {SMOOTH} and {HYBRID} are predictions, for a search: rule 6 of the contest forbids to submit "
+                    "them"]
 
 
 def write(path: str, found: Measured, method: str, image_size: int, num_classes: int) -> str:
@@ -103,8 +104,8 @@ def _smoothed(archs, accuracies, counts):
     # In percent, as the counts are, whatever the submission's unit.
     halves = 100 * counts.top1 / counts.images
     found = smoothing.smooth(archs, accuracies, halves, counts.images)
-    return found.scores, (f"top-1 smoothed with w = {found.weight:.2f} around a sum over {found.features}, by the noise "
-                          f"between {counts.images[0]} and {counts.images[1]} images")
+    return found.scores, (f"top-1 keeps {found.weight:.2f} of what an additive fit of {found.features} leaves of it, by "
+                          f"the noise between {counts.images[0]} and {counts.images[1]} images")
 
 
 def _standardised(values):

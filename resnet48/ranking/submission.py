@@ -65,8 +65,8 @@ def write_partial(path: str, codes: Sequence[list], counts: np.ndarray, images: 
     """Write a submission from an evaluation that may be unfinished, on the `images` it has seen; returns a line for the
     log.
 
-    planned: how many images it will see. codes: [key, code] of each arch. counts: as for `write_submission`. It has no manifest, so
-    `verify` will not take it for a finished one.
+    planned: how many images it will see. codes: [key, code] of each arch. counts: as for `write_submission`. It has no
+    manifest, so `verify` will not take it for a finished one.
     """
     if not images:
         raise UserError("no chunk of images is done for all archs yet, so there is nothing to write")
