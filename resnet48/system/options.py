@@ -271,6 +271,14 @@ class ScoreSettings(SeedSettings):
 
 
 @dataclass
+class RankSettings(Settings):
+    submission: str = option("", "submission file that `run` wrote, with its counts and manifest beside it", path=True)
+    method: str = option("smooth", "smooth (additive smoothing of top-1) or hybrid (top-1 and a little of log MACs)",
+                         choices=("smooth", "hybrid"))
+    output: str = option("output/ranking.json", "ranking file to write, which is no submission", path=True)
+
+
+@dataclass
 class VerifySettings(Settings):
     submission: str = option("", "submission file", path=True)
     archs: str = option("", "arch list it must match", path=True)
