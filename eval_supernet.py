@@ -53,7 +53,7 @@ def evaluated(net, digest, entries, sample, settings, root):
     archs = [entry.arch for entry in entries]
     if settings.one_by_one:
         return evaluator.counts_one_by_one(net, archs, sample, settings.batch_size)
-    steps = prefix_tree.traversal(archs)
+    steps = prefix_tree.traversal(archs, net.split)
     journal = evaluator.open_journal(root, digest, entries, steps, net, sample,
                                      runtime.usable_precision(settings.precision), settings.chunk, settings.fresh)
     return evaluator.evaluate_list(net, journal, steps, sample)

@@ -47,7 +47,7 @@ def open_journal(root: str, digest: str, entries: Sequence[Entry], steps: Sequen
         raise UserError(f"--fresh is for one process, not for {runtime.world_size()}: delete {root} and run without it")
     images, amp = sample.images, "none" if precision == "fp32" else precision
     inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": amp,
-              **sample.fingerprints(root)}
+              **sample.fingerprints(root), **({"split": net.split.to_dict()} if net.split else {})}
     shards = -(-len(entries) // ARCHS_PER_SHARD)
     # Fewer than asked for where unreadable ones are left out.
     count = len(sample.validation_images[1]) if images.skip_bad else len(sample.validation)

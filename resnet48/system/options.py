@@ -214,6 +214,8 @@ class StageSettings(Settings):
     warmup: float | None = option(None, "epochs of warm-up [--warmup in the first stage, 0 in the others]", ge=0)
     sampler: str | None = option(None, "as --sampler")
     objective: str | None = option(None, "as --objective")
+    split: str | None = option(None, "depth(stage=4) or width(stage=4): from here on the weights of this stage of the "
+                                     "net are in copies, one for each of its depths or output widths")
 
 
 @dataclass
@@ -225,12 +227,15 @@ class SupernetSettings(TrainSettings):
     sampler: str = option("sandwich", "which subnets a step trains: a name, or name(key=value, ...)")
     objective: str = option("in_place_distillation", "what a step minimises: a name, or name(key=value, ...)")
     stages: tuple[StageSettings, ...] = option((), "in a YAML file: a list of stages, each with epochs and, where they "
-                                                   "differ, lr, warmup, sampler and objective", unset="none")
+                                                   "differ, lr, warmup, sampler, objective and split", unset="none")
 
     @classmethod
     def upgrade(cls, values: dict) -> dict:
         if values.get("recipe") in OLD_RECIPES:
             values["sampler"], values["objective"] = OLD_RECIPES[values.pop("recipe")]
+        if isinstance(values.get("stages"), list):  # of a checkpoint from before there were splits
+            values["stages"] = [{"split": None, **stage} if isinstance(stage, dict) else stage
+                                for stage in values["stages"]]
         return super().upgrade(values)
 
 

@@ -136,6 +136,8 @@ def describe(net: nn.Layer) -> dict:
             what["activation"] = arch.activation
     else:
         what = {"kind": "supernet", "space": net.space.to_dict()}
+        if net.split:
+            what["split"] = net.split.to_dict()
     return json.loads(json.dumps({**what, "num_classes": net.num_classes}))
 
 
@@ -240,12 +242,12 @@ def build(checkpoint: Checkpoint) -> supernet.Supernet | supernet.ResNet48:
     """The net that a checkpoint holds, with its weights."""
     try:
         what, classes = description.read(checkpoint.state.get("net"))
+        split = description.read_split(checkpoint.state["net"])
     except UserError as error:
         raise CheckpointError(f"the state of the checkpoint {checkpoint.path} is not complete: {error}") from error
-    kind = supernet.Supernet if isinstance(what, SearchSpace) else supernet.ResNet48
     # Before the net is made, so that what a few bytes claim to be of its size takes no memory.
-    _require_shapes(supernet.shapes(what, classes), checkpoint.weights, checkpoint.path)
-    net = kind(what, classes)
+    _require_shapes(supernet.shapes(what, classes, split), checkpoint.weights, checkpoint.path)
+    net = supernet.Supernet(what, classes, split) if isinstance(what, SearchSpace) else supernet.ResNet48(what, classes)
     load_weights(net, checkpoint.weights, checkpoint.path)
     return net
 
