@@ -30,7 +30,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "prelu": PReLU, "mish": nn.Mish}
 
 
 def forward_node(node: Stem | Block | Head, layer: nn.LayerDict, x: paddle.Tensor, norm: Callable,
-                 conv: Callable, linear: Callable = layers.linear) -> paddle.Tensor:
+                 conv: Callable, linear: Callable) -> paddle.Tensor:
     """Run one node of a net.
 
     x: images [N, 3, H, W] for a `Stem`, which gives features [N, width, ceil(H / 4), ceil(W / 4)]; features
