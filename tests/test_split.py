@@ -91,6 +91,11 @@ def test_absurd_splits_are_refused(name, value):
 
 # ---- the archs of a step
 
+@pytest.mark.parametrize("by, stage", STAGES)
+def test_the_groups_of_a_space_share_it_out(by, stage):
+    assert sum(group.size() for group in few_shot.SPLITS[by](PUBLISHED, stage)[1]) == PUBLISHED.size()
+
+
 def sources(space):
     return [space, samplers.ArchList(archs_of(space))]
 
