@@ -13,6 +13,7 @@ from test_tree_forward import logits_by_walking, pixels
 
 from resnet48.evaluation import accuracy
 from resnet48.images.datasets import normalize
+from resnet48.nets import supernet
 from resnet48.nets.supernet import ResNet48, Supernet, extract, sort_channels
 from resnet48.space.split import Split
 from resnet48.system.errors import UserError
@@ -71,6 +72,14 @@ def test_the_split_leaves_every_logit_as_it_was(split, mode):
     assert same({name: value for name, value in values(net).items() if name not in copied}, state)
     assert {name: net.state_dict()[name].stop_gradient for name in copied} == \
         {name: net.state_dict()[first].stop_gradient for name, first in copied.items()}
+
+
+def test_a_copy_has_slopes_of_its_own():
+    net = Supernet(dataclasses.replace(SPACE, activation="prelu"), len(CLASSES), SPLITS["depth"])
+    shapes = supernet.shapes(net.space, len(CLASSES), net.split)
+    assert {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()} == shapes
+    plain = supernet.shapes(dataclasses.replace(net.space, activation="relu"), len(CLASSES), net.split)
+    assert sum("-" in name for name in shapes.keys() - plain.keys()) == 3 + 4 + 5  # blocks of the three copies
 
 
 @by_each_split

@@ -93,9 +93,8 @@ def _width_groups(space, stage):
     for digit in space.outer_codes[stage - 1]:
         channels = space.width(stage, digit)
         digits[channels] = digits.get(channels, "") + digit
-    whole = {item.name: getattr(space, item.name) for item in dataclasses.fields(SearchSpace)}
-    return {channels: WidthGroup(**whole, outer=_with(space.outer_codes, stage, some))
-            for channels, some in digits.items()}
+    whole = [getattr(space, item.name) for item in dataclasses.fields(SearchSpace)]
+    return {channels: WidthGroup(*whole, _with(space.outer_codes, stage, some)) for channels, some in digits.items()}
 
 
 def _with(values, stage, value):
