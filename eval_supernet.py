@@ -65,8 +65,8 @@ def evaluated(net, digest, entries, sample, settings, root):
     if settings.one_by_one:
         return evaluator.counts_one_by_one(net, archs, sample, settings.batch_size)
     steps = prefix_tree.traversal(archs)
-    journal = evaluator.open_journal(root, digest, entries, steps, net, sample, settings.precision, settings.chunk,
-                                     settings.fresh)
+    journal = evaluator.open_journal(root, digest, entries, steps, net, sample,
+                                     runtime.usable_precision(settings.precision), settings.chunk, settings.fresh)
     return evaluator.evaluate_list(net, journal, steps, sample)
 
 

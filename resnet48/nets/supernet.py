@@ -4,6 +4,7 @@ Both are the same nodes under the same parameter names (`blocks.0` the stem, 1..
 subnet is extracted by slicing and no name is ever changed.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import paddle
@@ -11,8 +12,20 @@ from paddle import nn
 import paddle.nn.functional as F
 
 from ..space.arch import ArchConfig, SearchSpace
-from ..space.nodes import Block, Head, Stem
+from ..space.nodes import OUTER, Block, Head, Stem
 from . import layers
+
+
+class PReLU(nn.PReLU):
+    """One slope for all channels, .25 at first (arXiv 1502.01852), in whichever precision the features are."""
+
+    def forward(self, x):
+        return F.prelu(x, self._weight if self._weight.dtype == x.dtype else self._weight.astype(x.dtype))
+
+
+#: What follows the sum of a block, as in the third place of CVPR 2022's first track (arXiv 2206.13329); Mish is arXiv
+#: 1908.08681. The other activation of a block and that of the stem are always ReLUs.
+ACTIVATIONS = {"relu": nn.ReLU, "prelu": PReLU, "mish": nn.Mish}
 
 
 def forward_node(node: Stem | Block | Head, layer: nn.LayerDict, x: paddle.Tensor, norm: Callable,
@@ -35,7 +48,7 @@ def forward_node(node: Stem | Block | Head, layer: nn.LayerDict, x: paddle.Tenso
         return F.max_pool2d(y, 3, 2, padding=1)
     second, *shortcut = others
     y = conv_norm(y, second)
-    return F.relu((conv_norm(x, *shortcut) if shortcut else x) + y)
+    return layer[OUTER]((conv_norm(x, *shortcut) if shortcut else x) + y)
 
 
 class Supernet(nn.Layer):
@@ -94,6 +107,8 @@ def _layers(node):
             yield each.norm, nn.BatchNorm2D(each.out_width)
         else:
             yield each.name, nn.Linear(each.in_width, each.out_width)
+    if isinstance(node, Block):
+        yield OUTER, ACTIVATIONS[node.activation]()
 
 
 def _forward(blocks, nodes, x, norm):
@@ -124,7 +139,7 @@ def extract(supernet: Supernet, arch: ArchConfig) -> ResNet48:
     Raises `ArchError` for an arch that the shared weights cannot serve.
     """
     arch.require_tied()
-    subnet = ResNet48(arch, supernet.num_classes)
+    subnet = ResNet48(dataclasses.replace(arch, activation=supernet.space.activation), supernet.num_classes)
     shared = supernet.state_dict()
     with paddle.no_grad():
         for name, own in subnet.state_dict().items():

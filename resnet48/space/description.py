@@ -2,7 +2,7 @@
 
 from ..system.errors import UserError, quoted
 from .arch import STEM_DIGIT, ArchConfig, SearchSpace, digits_of
-from .checks import CAPACITY, MAX_WIDTH, check_classes, is_tuple, is_whole
+from .checks import CAPACITY, MAX_WIDTH, check_activation, check_classes, is_tuple, is_whole
 
 
 def read(data: object) -> tuple[SearchSpace | ArchConfig, int]:
@@ -45,7 +45,7 @@ def _read_arch(data):
     depths = tuple(map(len, stages))
     if code[:STEM_DIGIT] != "".join(map(str, depths)):
         raise UserError(f"the arch {code} begins with its depths, but its stages have {quoted(depths)} blocks")
-    return ArchConfig(code, depths, stem, stages)
+    return ArchConfig(code, depths, stem, stages, check_activation(data.get("activation", "relu")))
 
 
 def _as_tuples(stages):

@@ -8,6 +8,8 @@ import math
 from typing import NamedTuple
 
 HEAD = 24  # the number of the classifier
+OUTER = "relu2"  # the name in a block of the activation behind its sum, whichever it is
+SLOPE = f"{OUTER}._weight"  # of a PReLU there
 
 
 def used_shapes(arch, num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -24,7 +26,10 @@ def smallest_map(image_size: int) -> int:
 
 
 class Layer(NamedTuple):
-    """A convolution without bias and the batch norm behind it, or with no `norm` a linear layer with bias."""
+    """A convolution without bias and the batch norm behind it, or with no `norm` a linear layer with bias.
+
+    has_slope: whether a PReLU follows the sum that this convolution ends in; it has one slope for all channels.
+    """
 
     name: str  # in the node, as `norm`
     norm: str | None
@@ -34,6 +39,7 @@ class Layer(NamedTuple):
     stride: int = 1
     size: int = 1  # height and width of the output in pixels
     stage: int = 0  # 1..4, 0 for the stem
+    has_slope: bool = False
 
     @property
     def macs(self) -> int:
@@ -50,8 +56,9 @@ class Layer(NamedTuple):
         vector = (self.out_width,)
         if self.norm is None:
             return {f"{self.name}.weight": (self.in_width, self.out_width), f"{self.name}.bias": vector}
+        slope = {SLOPE: (1,)} if self.has_slope else {}
         return {f"{self.name}.weight": (self.out_width, self.in_width, self.kernel, self.kernel),
-                f"{self.norm}.weight": vector, f"{self.norm}.bias": vector}
+                f"{self.norm}.weight": vector, f"{self.norm}.bias": vector, **slope}
 
     def statistics(self) -> dict[str, tuple[int, ...]]:
         """Name in the node -> shape of each running statistic."""
@@ -74,7 +81,10 @@ class Stem(NamedTuple):
 
 
 class Block(NamedTuple):
-    """conv3x3, bn, relu, conv3x3, bn, add the shortcut, relu (the basic block of ResNet, arXiv 1512.03385)."""
+    """conv3x3, bn, relu, conv3x3, bn, add the shortcut, relu (the basic block of ResNet, arXiv 1512.03385).
+
+    activation: of `checks.ACTIVATIONS`, in place of the relu behind the sum.
+    """
 
     index: int  # 1..23
     stage: int  # 1..4
@@ -83,6 +93,7 @@ class Block(NamedTuple):
     inner_width: int
     out_width: int
     stride: int
+    activation: str = "relu"
 
     @property
     def projects(self) -> bool:
@@ -92,7 +103,8 @@ class Block(NamedTuple):
     def layers(self, size: int = 1) -> tuple[Layer, ...]:
         at = self.out_size(size), self.stage
         main = (Layer("conv1", "bn1", self.in_width, self.inner_width, 3, self.stride, *at),
-                Layer("conv2", "bn2", self.inner_width, self.out_width, 3, 1, *at))
+                Layer("conv2", "bn2", self.inner_width, self.out_width, 3, 1, *at,
+                      has_slope=self.activation == "prelu"))
         shortcut = Layer("downsample.0", "downsample.1", self.in_width, self.out_width, 1, self.stride, *at)
         return (*main, shortcut) if self.projects else main
 

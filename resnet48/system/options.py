@@ -30,7 +30,7 @@ def _space(default, purpose):
 
 @dataclass
 class SpaceSettings(Settings):
-    """What a code means and how wide the net is; a narrow copy lets the full pipeline run on a CPU.
+    """What a code means, how wide the net is (a narrow copy lets the full pipeline run on a CPU) and how blocks end.
 
     base_channels and divisor of a space that is a file stay None where only the file says them.
     """
@@ -40,6 +40,8 @@ class SpaceSettings(Settings):
                                              "what the YAML of --space says]", listable=True)
     divisor: int | None = option(None, "widths are rounded to a multiple of this [8, or what the YAML of --space says]",
                                  ge=1)
+    activation: str = option("relu", "what the blocks end with, behind the sum: relu, prelu (one slope a block) or mish",
+                             choices=("relu", "prelu", "mish"))
 
     def __post_init__(self):
         if not is_space_file(self.space):
@@ -149,7 +151,7 @@ class OptimizerSettings(Settings):
     momentum: float = option(0.9, "of sgd", ge=0)
     nesterov: bool = option(False, "Nesterov's momentum in sgd")
     weight_decay: float = option(1e-4, "L2 penalty added to every gradient; of adamw, apart from the gradient", ge=0)
-    no_decay_norm: bool = option(False, "no weight decay for batch norms and biases")
+    no_decay_norm: bool = option(False, "no weight decay for batch norms, biases and slopes of PReLUs")
     freeze_unused: bool = option(False, "weights that no subnet of a step uses stay as they are, instead of following "
                                         "momentum and weight decay (all are used where the largest subnet is)",
                                  old_names=("hold_unused",))

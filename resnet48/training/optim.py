@@ -61,7 +61,7 @@ def make_optimizer(net: paddle.nn.Layer, name: str = "sgd", momentum: float = 0.
 
     name: sgd, with `momentum` (arXiv 1706.02677's form; `nesterov`: arXiv 1212.0901, eq. 7) and the decay in the
     gradient; or adamw (arXiv 1711.05101, betas .9 and .999), with the decay apart from it.
-    no_decay_norm: leave weights and biases of batch norms, and the classifier's bias, out of the weight decay.
+    no_decay_norm: leave weights and biases of batch norms, slopes of PReLUs and the classifier's bias out of the decay.
     clip: of `clipping`.
     """
     parameters = trainable(net)

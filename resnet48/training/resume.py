@@ -175,4 +175,5 @@ def _named(found):
 
 def _shown(description):
     what = description.get("arch") or ",".join(map(str, description["space"]["base_channels"])) + " wide"
-    return f"{description['kind']} {what}, {description['num_classes']} classes"
+    activation = description.get("space", description).get("activation", "relu")
+    return f"{description['kind']} {what}, {description['num_classes']} classes, {activation}"
