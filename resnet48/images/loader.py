@@ -59,8 +59,12 @@ class _TransformedImages(paddle.io.Dataset):
             candidate %= len(self)
             rng = np.random.default_rng((self.seed, epoch, candidate))
             try:
-                pixels = transformed(images.train, candidate, transforms.train_transform, images.size, rng,
-                                     images.crop_scale, images.flip)
+                if images.augment == "shift":
+                    pixels = transformed(images.train, candidate, transforms.shifted_transform, images.size, rng,
+                                         images.flip)
+                else:
+                    pixels = transformed(images.train, candidate, transforms.train_transform, images.size, rng,
+                                         images.crop_scale, images.flip)
                 return pixels, images.train.labels[candidate], bad
             except BadImage:
                 bad.append(candidate)
