@@ -78,7 +78,9 @@ class Run:
         for name in ("step", "best", "best_step", "accuracies"):
             setattr(self, name, found.state[name])
         self.saved = found.path
-        self.span(self.step).stage.objective.load(found.state.get("objective", {}))
+        objective = self.span(self.step).stage.objective
+        objective.load(found.state.get("objective", {}))
+        objective.load_tensors(checkpoint.remembered(found), found.path)
 
 
 def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, settings: TrainSettings) -> Run:
