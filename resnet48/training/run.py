@@ -105,10 +105,12 @@ class Run:
         for name in ("step", "best", "best_step", "accuracies"):
             setattr(self, name, found.state[name])
         self.saved = found.path
+        objective = self.span(self.step).stage.objective
         try:
-            self.span(self.step).stage.objective.load(found.state.get("objective", {}))
+            objective.load(found.state.get("objective", {}))
         except (KeyError, TypeError, UserError) as error:
             raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this objective") from error
+        objective.load_tensors(checkpoint.remembered(found), found.path)
 
 
 def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, settings: TrainSettings) -> Run:
