@@ -26,9 +26,9 @@ class NoveltyArchive(CrossEntropy):
     points at the one in the archive that is nearest to it, which gives its place to the most novel of the last `recent`
     archs, if one is more novel; while there are places, the most novel one takes one. What a step trains anyway, the
     largest and the smallest of a sandwich, stays outside.
-    A step costs n + M forward and backward passes. The published code (RandomNAS_NSAS_demo.py, M = 8, recent = 50) fills
-    the archive with random archs, may keep an arch twice, and passes no gradient to the archive's loss, which the second
-    place of 2022 does (arch_nsas.py: M = 10, recent = 100, this distance, a new archive every 500 steps).
+    A step costs n + M forward and backward passes. The published code (RandomNAS_NSAS_demo.py: n = 1, M = 8, recent =
+    50) fills the archive with random archs, may keep an arch twice, and passes no gradient to the archive's loss. The
+    second place of 2022 does (arch_nsas.py: M = 10, recent = 100, nearly this distance, a new archive every 500 steps).
     """
 
     weight: float = 0.5
