@@ -31,8 +31,8 @@ def steps():
             if not any(line.startswith(("sampler:", "objective:")) for line in file):
                 continue
         _, settings = config.command_line(__doc__, {"run": (steps, options.SupernetSettings, path)}, ["run"])
-        (stage,) = recipes.supernet(settings, space, teacher)
-        net = Supernet(space, CLASSES)
+        *_, stage = recipes.supernet(settings, space, teacher)
+        net = Supernet(space, CLASSES, stage.split)
         optimizer = optim.make_optimizer(net)
         optimizer.set_lr(0.01)
         moment = samplers.Moment(50, 100, 50.0)

@@ -14,14 +14,40 @@ OLD_RECIPES = {"sandwich": ("sandwich", "in_place_distillation"), "demo": ("unif
 
 # --- groups -----------------------------------------------------------------------------------------------------------
 
+def is_space_file(text: str) -> bool:
+    """Whether `--space` names a file: it ends as YAML files do."""
+    return text.endswith((".yaml", ".yml"))
+
+
+def _space(default, purpose):
+    return option(default, f"{purpose}: published (what the 45,000 keep to), full, or a YAML file with a space of your "
+                           "own", old_words={"pool": "published"}, path=True)
+
+
 @dataclass
 class SpaceSettings(Settings):
-    """How wide the net is; a narrow copy lets the full pipeline run on a CPU."""
+    """What a code means, how wide the net is (a narrow copy lets the full pipeline run on a CPU) and how blocks end.
 
-    base_channels: str = option("64,128,256,512", "widths of stages 1..4 at ratio 1, in channels", listable=True)
-    divisor: int = option(8, "widths are rounded to a multiple of this", ge=1)
+    base_channels and divisor of a space that is a file stay None where only the file says them.
+    """
 
-    def channels(self) -> tuple[int, ...]:
+    space: str = _space("full", "the space that codes are read in")
+    base_channels: str | None = option(None, "widths of stages 1..4 at ratio 1, in channels [64,128,256,512, or "
+                                             "what the YAML of --space says]", listable=True)
+    divisor: int | None = option(None, "widths are rounded to a multiple of this [8, or what the YAML of --space says]",
+                                 ge=1)
+    activation: str = option("relu", "what the blocks end with, behind the sum: relu, prelu (one slope a block) or mish",
+                             choices=("relu", "prelu", "mish"))
+
+    def __post_init__(self):
+        if not is_space_file(self.space):
+            self.base_channels = "64,128,256,512" if self.base_channels is None else self.base_channels
+            self.divisor = self.divisor or 8
+
+    def channels(self) -> tuple[int, ...] | None:
+        """The base widths, or None for those of the space's file."""
+        if self.base_channels is None:
+            return None
         try:
             return tuple(int(width) for width in self.base_channels.split(","))
         except ValueError:
@@ -49,8 +75,7 @@ class ImageSettings(Settings):
 class SampledSpaceSettings(Settings):
     """Which subnets are drawn."""
 
-    space: str = option("published", "which subnets are sampled: published (what the 45,000 keep to) or full",
-                        old_words={"pool": "published"})
+    space: str = _space("published", "which subnets are sampled")
 
 
 @dataclass
@@ -114,7 +139,7 @@ class OptimizerSettings(Settings):
     momentum: float = option(0.9, "of sgd", ge=0)
     nesterov: bool = option(False, "Nesterov's momentum in sgd")
     weight_decay: float = option(1e-4, "L2 penalty added to every gradient; of adamw, apart from the gradient", ge=0)
-    no_decay_norm: bool = option(False, "no weight decay for batch norms and biases")
+    no_decay_norm: bool = option(False, "no weight decay for batch norms, biases and slopes of PReLUs")
     freeze_unused: bool = option(False, "weights that no subnet of a step uses stay as they are, instead of following "
                                         "momentum and weight decay (all are used where the largest subnet is)",
                                  old_names=("hold_unused",))
@@ -189,22 +214,28 @@ class StageSettings(Settings):
     warmup: float | None = option(None, "epochs of warm-up [--warmup in the first stage, 0 in the others]", ge=0)
     sampler: str | None = option(None, "as --sampler")
     objective: str | None = option(None, "as --objective")
+    split: str | None = option(None, "depth(stage=4) or width(stage=4): from here on the weights of this stage of the "
+                                     "net are in copies, one for each of its depths or output widths")
 
 
 @dataclass
-class SupernetSettings(TrainSettings, SampledSpaceSettings):
+class SupernetSettings(TrainSettings):
+    space: str = _space("published", "which subnets are sampled")
     save_dir: str = option("output/supernet", "folder for checkpoints, config.yaml and metrics.csv", resumable=True,
                            path=True)
     dyna_batch_size: int = option(4, "subnets per step, the largest included where the sampler draws it", ge=1)
     sampler: str = option("sandwich", "which subnets a step trains: a name, or name(key=value, ...)")
     objective: str = option("in_place_distillation", "what a step minimises: a name, or name(key=value, ...)")
     stages: tuple[StageSettings, ...] = option((), "in a YAML file: a list of stages, each with epochs and, where they "
-                                                   "differ, lr, warmup, sampler and objective", unset="none")
+                                                   "differ, lr, warmup, sampler, objective and split", unset="none")
 
     @classmethod
     def upgrade(cls, values: dict) -> dict:
         if values.get("recipe") in OLD_RECIPES:
             values["sampler"], values["objective"] = OLD_RECIPES[values.pop("recipe")]
+        if isinstance(values.get("stages"), list):  # of a checkpoint from before there were splits
+            values["stages"] = [{"split": None, **stage} if isinstance(stage, dict) else stage
+                                for stage in values["stages"]]
         return super().upgrade(values)
 
 
@@ -242,6 +273,14 @@ class ScoreSettings(SeedSettings):
     truth: str = option("", "file in the same format with accuracies of nets trained on their own", path=True)
     report: str | None = option(None, "also write the score sheet to this Markdown file", path=True)
     plot: str | None = option(None, "also draw both rankings into this PNG file", path=True)
+
+
+@dataclass
+class RankSettings(Settings):
+    submission: str = option("", "submission file that `run` wrote, with its counts and manifest beside it", path=True)
+    method: str = option("smooth", "smooth (additive smoothing of top-1) or hybrid (top-1 and a little of log MACs)",
+                         choices=("smooth", "hybrid"))
+    output: str = option("output/ranking.json", "ranking file to write, which is no submission", path=True)
 
 
 @dataclass

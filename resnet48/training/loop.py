@@ -72,6 +72,9 @@ def _train(run, images, settings, validate, stop):
             with since.waiting():
                 pixels, labels = next(taken)
             span = run.span(step)
+            if span.stage.split and not run.net.split:
+                runtime.log_main(f"step {step}: the net is split by the {span.stage.split}")
+                run.divide(span.stage.split)
             archs, lr = span.archs(step), span.lr(step)
             objective, moment = span.stage.objective, span.moment(step)
             losses = _gradients(objective, run.precision, run.net, archs, pixels, labels, moment, settings.accumulate)
@@ -234,9 +237,7 @@ def require_runnable(images: datasets.ImageSet, settings: TrainSettings) -> None
         settings.warmup_steps
     if warmup > settings.max_epoch * per_epoch:
         runtime.log_main("note: the warm-up is longer than the run, which never reaches its learning rate")
-    if settings.precision != "fp32" and not paddle.device.get_device().startswith("gpu"):
-        runtime.log_main(f"note: --precision {settings.precision} has no effect on a CPU, where Paddle computes in "
-                         "float32")
+    runtime.usable_precision(settings.precision)
 
 
 def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.ImageSet, settings: TrainSettings,
@@ -251,7 +252,8 @@ def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(settings, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
                                     warmup_steps=None, visualdl=False, train_cache=False)
-        accuracies = fit(net, stages, few, short, validate_of(few))
+        of_one_length = [dataclasses.replace(stage, epochs=1.0) for stage in stages]  # a step in each, if there are two
+        accuracies = fit(net, of_one_length, few, short, validate_of(few))
         if runtime.rank() == 0:
             checkpoint.build(checkpoint.load(folder))
             size = sum(os.path.getsize(os.path.join(folder, name)) for name in ("final.pdparams", "final.pdopt"))

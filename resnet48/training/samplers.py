@@ -39,6 +39,11 @@ class ArchList:
     def __init__(self, archs: Iterable[ArchConfig]):
         self._by_macs = sorted(archs, key=ArchConfig.macs)
 
+    @property
+    def archs(self) -> tuple[ArchConfig, ...]:
+        """All of them, the smallest first."""
+        return tuple(self._by_macs)
+
     def largest(self) -> ArchConfig:
         return self._by_macs[-1]
 
@@ -130,7 +135,7 @@ def _fair_draw(candidates, seed, draw):
     depths, outer, inner = [], [], []
     for stage, ((fewest, most), digits) in enumerate(zip(candidates.depths, candidates.codes[1:])):
         depths.append(turn(range(fewest, most + 1), stage, 0))
-        outer.append(turn(digits, stage, 1))
+        outer.append(turn(candidates.outer_codes[stage], stage, 1))
         # Also for blocks that this depth leaves out: what is drawn in one block does not depend on the depths.
         inner.append([turn(digits, stage, 2 + block) for block in range(most)][:depths[-1]])
     return candidates.assemble(depths, outer, inner)

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 
 from ...nets import layers
-from ...space.arch import FIRST_BLOCK_DIGIT, STEM_DIGIT, ArchConfig
+from ...space.arch import STEM_DIGIT, ArchConfig
 from ...system import runtime
 from ...system.errors import UserError, quoted
 from .distillation import InPlaceDistillation, soft_cross_entropy
