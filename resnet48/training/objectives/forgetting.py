@@ -99,11 +99,11 @@ def _digits(arch):
 class LookBack(InPlaceDistillation):
     """In-place distillation, and a second update for subnets that the first one has spoiled (best of 2021).
 
-    Of `count` random archs the soft loss, cross-entropy to the first subnet's logits, is measured before and after the
-    update of a step on the same batch; where any has risen, their gradients are summed and another update is taken, at
-    the same rate. Both as in the published code (train_spn_dtkl_gs.py), which trains the largest and 8 random subnets
-    with a fifth of cross-entropy to the labels in it, and whose looking moves the running statistics. Ours: with
-    several processes or parts of a batch, the mean over all decides.
+    Of `count` random archs, in few-shot training of any group, the soft loss, cross-entropy to the first subnet's
+    logits, is measured before and after the update of a step on the same batch; where any has risen, their gradients
+    are summed and another update is taken, at the same rate. All that as in the published code (train_spn_dtkl_gs.py),
+    which trains the largest and 8 random subnets with a fifth of cross-entropy to the labels in it, and whose looking
+    moves the running statistics. Ours: with several processes or parts of a batch, the mean over all decides.
     A step costs `count` forward passes without gradient before, as many after, and a backward pass for each that rose.
     """
 
