@@ -9,6 +9,7 @@ import paddle.nn.functional as F
 import pytest
 from small_runs import (CLASSES, SANDWICH, SETTINGS, SPACE, STEPS, at, checkpoints, fit, images, losses_of_step, same,
                         table)
+from test_numerics import EightfoldScaler
 
 from resnet48.nets.supernet import Supernet
 from resnet48.space.arch import ArchConfig
@@ -274,6 +275,17 @@ def test_another_update_is_no_other_step(tmp_path, monkeypatch):
     assert len(taken) == STEPS * 3 // 2 and taken[0] == taken[1] != taken[2]
     assert averaged == list(range(1, STEPS + 1)) and checkpoints(tmp_path) == [6, 12]
     assert [bool(row["loss_look_back"]) for row in table(tmp_path)] == [True, False] * (STEPS // 2)
+
+
+@pytest.mark.filterwarnings("ignore:amp_guard")
+def test_in_half_precision_the_loss_of_another_update_is_scaled_too(tmp_path, monkeypatch):
+    found = []
+    for precision in ("fp32", "fp16"):
+        kind = look_kind()._replace(objective=prepared(Again))
+        found.append(fit(kind, settings(tmp_path / precision, precision=precision, max_epoch=1, lr=0.05)))
+        monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")  # where precision counts
+        monkeypatch.setattr(paddle.amp, "GradScaler", EightfoldScaler)
+    assert all(found[1][name] == pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in found[0].items())
 
 
 @pytest.mark.parametrize("make", [nsas_kind, look_kind], ids=["archive", "look back"])
