@@ -15,6 +15,7 @@ from ..space.arch import SearchSpace
 from ..system.errors import UserError, quoted, shown
 from ..system.options import SupernetSettings, TrainSettings
 from . import objectives, optim, samplers
+from .fairness import ChannelFairness
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Stage:
 
     sampler(seed, moment): (role, arch) pairs of a step of the stage, see `samplers`. roles: all that these and the
     objective can give. epochs: how long, in proportion to the other stages. lr, warmup: per 256 images and in
-    epochs; None as in the settings.
+    epochs; None as in the settings. strata: what the sampler draws from where that follows what is measured after each
+    epoch, else None. fairness: what is done to the gradients of the supernet before a step, or None.
     """
 
     sampler: Callable
@@ -32,6 +34,8 @@ class Stage:
     epochs: float = 1.0
     lr: float | None = None
     warmup: float | None = None
+    strata: samplers.Strata | None = None
+    fairness: ChannelFairness | None = None
 
 
 class Span(NamedTuple):
@@ -142,14 +146,27 @@ def _stage(settings, given, candidates, teacher):
     if objective.needs_teacher and teacher is None:
         raise UserError(f"--objective {shown(objective_text)} distils from the full net, so it needs --pretrained")
     objective.prepare(candidates, teacher)
+    strata = sampler.adapts and sampler.adapts(candidates)
 
     def sample(seed, moment):
-        return sampler.draw(candidates, seed, moment, settings.dyna_batch_size, **sampler_values)
+        return sampler.draw(strata or candidates, seed, moment, settings.dyna_batch_size, **sampler_values)
 
     # A wrong --dyna_batch_size shows here and not after the images have been read.
     sample(settings.seed, samplers.Moment(0, 1, 0.0))
     lengths = {} if given is None else {"epochs": given.epochs, "lr": given.lr, "warmup": given.warmup}
-    return Stage(sample, objective, (*sampler.roles, *objective.roles), **lengths)
+    return Stage(sample, objective, (*sampler.roles, *objective.roles), strata=strata,
+                 fairness=_fairness(settings, candidates, sampler, sampler_text), **lengths)
+
+
+def _fairness(settings, candidates, sampler, text):
+    if not settings.channel_fairness:
+        return None
+    if not sampler.uniform:
+        countable = ", ".join(name for name, each in samplers.SAMPLERS.items() if each.uniform)
+        raise UserError(f"--channel_fairness needs a sampler whose uses of a channel can be counted beforehand "
+                        f"({countable}); those of --sampler {shown(text)} cannot")
+    extremes = ["largest" in sampler.roles, "smallest" in sampler.roles]
+    return ChannelFairness(candidates, *map(int, extremes), settings.dyna_batch_size - sum(extremes))
 
 
 def _hyper_parameters(function, values, where):
