@@ -8,9 +8,11 @@ CAPACITY = (5, 5, 8, 5)  # blocks of stages 1..4 that a code has digits for
 MAX_WIDTH = 2 ** 16  # in channels; far above what can be trained, and small enough to compute with
 MAX_CLASSES = 10 ** 6
 MAX_IMAGE_SIZE = 2 ** 16  # in pixels
+ACTIVATIONS = "relu", "prelu", "mish"  # of what a block gives
 
 
-def check_space(name: str, base_channels: tuple, divisor: int, ratios: tuple, depths: tuple, codes: tuple) -> None:
+def check_space(name: str, base_channels: tuple, divisor: int, ratios: tuple, depths: tuple, codes: tuple,
+                activation: str) -> None:
     """Raise `UserError` unless these are the parts of a space, see `arch.SearchSpace`."""
     if not isinstance(name, str) or len(name) > 100:
         raise UserError(f"the name of a space is a text of at most 100 characters, got {quoted(name)}")
@@ -22,6 +24,9 @@ def check_space(name: str, base_channels: tuple, divisor: int, ratios: tuple, de
                         f"{MAX_WIDTH}")
     if not is_tuple(ratios) or not 1 <= len(ratios) <= 9 or not all(map(_is_ratio, ratios)):
         raise UserError(f"ratios takes one to nine numbers above 0 and up to 1, such as 1.0,0.95; got {quoted(ratios)}")
+    if any(after >= before for before, after in zip(ratios, ratios[1:])):
+        raise UserError(f"ratios must fall from one to the next, so that the digit 1 is the widest; got "
+                        f"{quoted(ratios)}")
     if not is_tuple(depths, 4) or not all(
             is_tuple(pair, 2) and is_whole(pair[0], 1, most) and is_whole(pair[1], pair[0], most)
             for pair, most in zip(depths, CAPACITY)):
@@ -31,6 +36,19 @@ def check_space(name: str, base_channels: tuple, divisor: int, ratios: tuple, de
     if not is_tuple(codes, 5) or not all(isinstance(digits, str) and digits and len(digits) <= len(known)
                                          and set(digits) <= set(known) for digits in codes):
         raise UserError(f"codes takes the digits, of {known}, that stem and stages 1..4 allow; got {quoted(codes)}")
+    if any(list(digits) != sorted(set(digits)) for digits in codes):
+        raise UserError(f"codes takes each digit once and in rising order; got {quoted(codes)}")
+    if not set(codes[1]) <= set(codes[0]):
+        raise UserError(f"codes must allow for the stem what it allows for stage 1, whose shortcuts tie them; got "
+                        f"{quoted(codes)}")
+    check_activation(activation)
+
+
+def check_activation(value: object) -> str:
+    """What a block ends with. Raises `UserError` for what is not known."""
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise UserError(f"activation takes {', '.join(ACTIVATIONS)}; got {quoted(value)}")
+    return value
 
 
 def check_classes(value: object) -> int:

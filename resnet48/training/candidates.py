@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..space.arch import ArchConfig, SearchSpace
+from ..system.errors import UserError, quoted
 
 ARCH_STREAM, STRATA_STREAM = 0xA2C4, 0x57A7  # keep these draws apart from those of other users of (seed, step)
 BINS = 5  # of `Strata`
@@ -21,15 +22,21 @@ class ArchList:
         self._by_macs = sorted(archs, key=ArchConfig.macs)
 
     @property
-    def archs(self) -> list[ArchConfig]:
-        """All of them, from the smallest to the largest."""
-        return self._by_macs
+    def archs(self) -> tuple[ArchConfig, ...]:
+        """All of them, the smallest first."""
+        return tuple(self._by_macs)
 
     def largest(self) -> ArchConfig:
         return self._by_macs[-1]
 
     def smallest(self) -> ArchConfig:
         return self._by_macs[0]
+
+    def parse(self, code: str) -> ArchConfig:
+        found = [arch for arch in self._by_macs if arch.code == code]
+        if not found:
+            raise UserError(f"the arch code {quoted(code)} is not in the list")
+        return found[0]
 
     def sample(self, rng: np.random.Generator) -> ArchConfig:
         return self._by_macs[int(rng.integers(len(self._by_macs)))]

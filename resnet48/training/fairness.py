@@ -78,20 +78,20 @@ def _of_space(space: SearchSpace) -> Uses:
     """The mean over a space, in which depths and digits are independent but for the ties: see `SearchSpace.sample`."""
     found, before = {}, None
     for stage, (first, (fewest, most)) in enumerate(zip(FIRST_BLOCK, space.depths), 1):
-        widths = [space.width(stage, digit) for digit in space.codes[stage]]
+        widths, outers = ([space.width(stage, digit) for digit in digits]
+                          for digits in (space.codes[stage], space.outer_codes[stage - 1]))
         if stage == 1:
-            before = [None]
-            for width in widths:
-                _add(found, Stem(width), 1 / len(widths))
+            for width in outers:
+                _add(found, Stem(width), 1 / len(outers))
         for position in range(1, most + 1):
             there = (most - max(position, fewest) + 1) / (most - fewest + 1)  # the part of the depths that have it
             joins = stage > 1 and position == 1
             sources = before if joins else [None]  # what the block before gives; else the outer width of the stage
-            weight = there / (len(widths) ** 2 * len(sources))
-            for source, inner, outer in itertools.product(sources, widths, widths):
+            weight = there / (len(sources) * len(widths) * len(outers))
+            for source, inner, outer in itertools.product(sources, widths, outers):
                 _add(found, Block(first + position - 1, stage, position, source or outer, inner, outer,
                                   2 if joins else 1), weight)
-        before = widths
+        before = outers
     for width in before:
         _add(found, Head(width, 1), 1 / len(before))
     return found

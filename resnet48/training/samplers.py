@@ -28,13 +28,16 @@ Pairs = list[tuple[str, ArchConfig]]
 class Moment(NamedTuple):
     """Where a step is in its stage. step: from 0; steps: of the stage; epoch: passes over the images, a fraction.
 
-    warming_up: whether the learning rate still rises.
+    warming_up: whether the learning rate still rises. seed: of the stage's random draws. part: of the batch, from 0,
+    where it is run in several.
     """
 
     step: int
     steps: int
     epoch: float
     warming_up: bool = False
+    seed: int = 0
+    part: int = 0
 
 
 def uniform(candidates: Candidates, seed: int, moment: Moment, count: int) -> Pairs:
@@ -170,7 +173,7 @@ def _fair_draw(candidates, seed, draw):
     depths, outer, inner = [], [], []
     for stage, ((fewest, most), digits) in enumerate(zip(candidates.depths, candidates.codes[1:])):
         depths.append(turn(range(fewest, most + 1), stage, 0))
-        outer.append(turn(digits, stage, 1))
+        outer.append(turn(candidates.outer_codes[stage], stage, 1))
         # Also for blocks that this depth leaves out: what is drawn in one block does not depend on the depths.
         inner.append([turn(digits, stage, 2 + block) for block in range(most)][:depths[-1]])
     return candidates.assemble(depths, outer, inner)
@@ -188,6 +191,8 @@ def _opened(candidates, depth_part, width_part):
     depths = tuple((min(_open_part(range(most, fewest - 1, -1), depth_part)), most) for fewest, most in
                    candidates.depths)
     codes = tuple(_open_part(each, width_part) for each in candidates.codes)
+    if candidates.outer_codes != candidates.codes[1:]:  # one group of a net that is split by width
+        codes = candidates.codes
     return dataclasses.replace(candidates, depths=depths, codes=codes)
 
 
