@@ -240,6 +240,8 @@ class SupernetSettings(TrainSettings):
     dyna_batch_size: int = option(4, "subnets per step, the largest included where the sampler draws it", ge=1)
     sampler: str = option("sandwich", "which subnets a step trains: a name, or name(key=value, ...)")
     objective: str = option("in_place_distillation", "what a step minimises: a name, or name(key=value, ...)")
+    channel_fairness: bool = option(False, "multiply the gradient of a channel by the mean use of its layer's channels "
+                                           "over its own, 2 at most: later channels are in fewer subnets")
     stages: tuple[StageSettings, ...] = option((), "in a YAML file: a list of stages, each with epochs and, where they "
                                                    "differ, lr, warmup, sampler, objective and split", unset="none")
 
