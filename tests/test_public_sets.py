@@ -63,7 +63,7 @@ def test_an_archive_is_read_as_paddle_reads_it(tmp_path, name, kind):
                                                        backend="cv2")
         theirs = [reader[index] for index in range(len(reader))]
         assert np.array_equal(np.stack([np.asarray(image) for image, _ in theirs]), images)
-        assert [int(label) for _, label in theirs] == labels.tolist()
+        assert [label.item() for _, label in theirs] == labels.tolist()
 
 
 def test_idx_files_are_read_as_paddle_reads_them(tmp_path):
@@ -73,7 +73,7 @@ def test_idx_files_are_read_as_paddle_reads_them(tmp_path):
                                                      backend="cv2")
         theirs = [reader[index] for index in range(len(reader))]
         assert np.array_equal(np.stack([np.asarray(image) for image, _ in theirs]), images[:, 2:30, 2:30])
-        assert [int(label) for _, label in theirs] == labels.tolist()
+        assert [label.item() for _, label in theirs] == labels.tolist()
 
 
 # ---- where files are looked for
