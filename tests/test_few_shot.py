@@ -161,6 +161,18 @@ def renamed(name, copy):
     return ".".join([blocks, f"{index}-{copy}", *others])
 
 
+def test_what_a_step_does_not_use_of_a_copy_can_be_frozen():
+    net, arch = net_of(SPLITS["depth"]), SPACE.assemble((2, 2, 2, 5), "7777", [["7"] * most for most in (2, 2, 2, 5)])
+    weight, used = net.blocks["19-3"]["conv1"].weight, arch.stages[3][0][0]
+    before, optimizer = weight.numpy(), optim.make_optimizer(net, weight_decay=0.1)
+    net(batch(), arch).square().mean().backward()
+    optimizer.set_lr(0.1)
+    with optim.freeze_unused(net, optimizer, [("random", arch)]):
+        optimizer.step()
+    assert used < len(before) and np.array_equal(weight.numpy()[used:], before[used:])
+    assert not np.array_equal(weight.numpy()[:used], before[:used])
+
+
 @pytest.mark.parametrize("split, changes", [
     ("depth(stage=4)", {}), ("width(stage=4)", {"optimizer": "adamw", "lr": 0.05, "ema": 0.9}),
     ("depth(stage=2)", {"freeze_unused": True, "nesterov": True})], ids=str)
@@ -174,6 +186,7 @@ def test_a_recipe_with_a_split_resumes_bit_for_bit_in_each_stage_and_at_the_boun
     assert same(trained(parts, build_first=True), through)
     one, other = (checkpoint.read_all(newest(tmp_path / each).path) for each in ("whole", "parts"))
     assert same(one.weights, other.weights)
+    assert checkpoint.build(other).split
     # What has not been used yet has no state or, after a resume, zeros.
     assert same(*({name: value for name, value in each.optimizer.items() if value.any()} for each in (one, other)))
 
