@@ -31,7 +31,7 @@ def main(output):
         moment = samplers.Moment(step, 3, 0.0)
         objective.step(net, samplers.largest(space, 0, moment, 1), images, None, objectives.Gradients(net), moment)
         with paddle.no_grad():
-            keys = F.normalize(objective._encoder(images[1::2]))
+            keys = F.normalize(objective._encoder(images[1::2], classify=False))
         runtime.average_gradients(optim.trainable(net), False)
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)

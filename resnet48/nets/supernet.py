@@ -63,14 +63,16 @@ class Supernet(nn.Layer):
         self.space, self.num_classes = space, num_classes
         self.nodes, self.blocks = _build(space.largest(), num_classes)
 
-    def forward(self, images: paddle.Tensor, arch: ArchConfig, norm: Callable | None = None) -> paddle.Tensor:
+    def forward(self, images: paddle.Tensor, arch: ArchConfig, norm: Callable | None = None,
+                classify: bool = True) -> paddle.Tensor:
         """Logits [N, classes] of the subnet `arch` for images [N, 3, H, W].
 
-        norm: how a batch norm is done [`layers.batch_norm`], see also `layers.Statistics`.
+        norm: how a batch norm is done [`layers.batch_norm`], see also `layers.Statistics`. classify: False for what the
+        classifier reads instead, [N, width].
         Raises `ArchError` for an arch that the shared weights cannot serve.
         """
         arch.require_tied()
-        return _forward(self.blocks, (*arch.nodes(), arch.head(self.num_classes)), images, norm)
+        return _forward(self.blocks, (*arch.nodes(), arch.head(self.num_classes)), images, norm, classify)
 
 
 class ResNet48(nn.Layer):
@@ -81,9 +83,9 @@ class ResNet48(nn.Layer):
         self.arch, self.num_classes = arch, num_classes
         self.nodes, self.blocks = _build(arch, num_classes)
 
-    def forward(self, images: paddle.Tensor, norm: Callable | None = None) -> paddle.Tensor:
-        """Logits [N, classes] for images [N, 3, H, W]."""
-        return _forward(self.blocks, self.nodes, images, norm)
+    def forward(self, images: paddle.Tensor, norm: Callable | None = None, classify: bool = True) -> paddle.Tensor:
+        """Logits [N, classes] for images [N, 3, H, W], or what the classifier reads."""
+        return _forward(self.blocks, self.nodes, images, norm, classify)
 
 
 def shapes(what: SearchSpace | ArchConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -111,10 +113,10 @@ def _layers(node):
         yield OUTER, ACTIVATIONS[node.activation]()
 
 
-def _forward(blocks, nodes, x, norm):
-    for node in nodes:
+def _forward(blocks, nodes, x, norm, classify):
+    for node in nodes if classify else nodes[:-1]:
         x = forward_node(node, blocks[str(node.index)], x, norm or layers.batch_norm, layers.conv)
-    return x
+    return x if classify else x.mean(axis=[2, 3])
 
 
 def _residuals(net):
