@@ -12,6 +12,7 @@ from resnet48.nets.supernet import Supernet  # noqa: E402
 from resnet48.space.arch import FULL  # noqa: E402
 from resnet48.system import runtime  # noqa: E402
 from resnet48.training import objectives, optim, samplers  # noqa: E402
+from resnet48.training.objectives.contrast import what_it_reads  # noqa: E402
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
@@ -31,7 +32,7 @@ def main(output):
         moment = samplers.Moment(step, 3, 0.0)
         objective.step(net, samplers.largest(space, 0, moment, 1), images, None, objectives.Gradients(net), moment)
         with paddle.no_grad():
-            keys = F.normalize(objective._encoder(images[1::2]))
+            keys = F.normalize(objective._encoder(images[1::2], linear=what_it_reads))
         runtime.average_gradients(optim.trainable(net), False)
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)

@@ -10,7 +10,7 @@ import paddle
 import pytest
 from commands import PATIENCE
 from conftest import ROOT
-from small_runs import CLASSES, SPACE, at, newest, same, values
+from small_runs import SPACE, at, newest, same, values
 from test_loader import numbered
 from test_recipes import PER_EPOCH, settings, stage, trained
 
@@ -18,7 +18,7 @@ from resnet48.images import loader
 from resnet48.nets.supernet import Supernet
 from resnet48.system.errors import UserError
 from resnet48.training import checkpoint, objectives, optim
-from resnet48.training.objectives.contrast import contrast_logits
+from resnet48.training.objectives.contrast import contrast_logits, what_it_reads
 
 LARGEST = [("largest", SPACE.largest())]
 STAGES = stage(epochs=1, sampler="largest", objective="momentum_contrast(queue=10)"), stage(epochs=1)
@@ -47,7 +47,7 @@ def supernet():
 def keys_of(objective, images):
     """What the key encoder gives for the second views, by numpy."""
     with paddle.no_grad():
-        return normalized(objective._encoder(images[1::2]).numpy())
+        return normalized(objective._encoder(images[1::2], linear=what_it_reads).numpy())
 
 
 def take(objective, net, step, images, optimizer=None):
@@ -74,7 +74,7 @@ def test_a_view_is_compared_with_the_other_view_and_the_keys_of_earlier_steps():
     objective, net = contrast(temperature=0.2), supernet()
     assert take(objective, net, 0, views(seed=0)) == 0.0  # nothing to tell it from
     earlier, images = keys_of(objective, views(seed=0)), views(seed=1)
-    queries = normalized(net(images[::2], SPACE.largest()).numpy())
+    queries = normalized(net(images[::2], SPACE.largest(), linear=what_it_reads).numpy())
     found = take(objective, net, 1, images)
     keys = keys_of(objective, images)
     right, wrong = np.exp((queries * keys).sum(axis=1) / 0.2), np.exp(queries @ earlier.T / 0.2).sum(axis=1)
@@ -95,6 +95,7 @@ def test_the_key_encoder_follows_the_net_by_the_momentum_and_has_no_gradient():
         assert found.keys() == expected.keys()
         assert all(np.allclose(found[name], expected[name], atol=1e-6) for name in found)
     assert not np.array_equal(found["blocks.1.conv1.weight"], values(supernet())["blocks.1.conv1.weight"])
+    assert np.array_equal(found["blocks.24.fc.weight"], values(supernet())["blocks.24.fc.weight"])  # is not asked
     assert all(value.grad is None and value.stop_gradient for value in objective._encoder.parameters())
 
 
@@ -158,14 +159,20 @@ def test_a_warm_start_resumes_bit_for_bit_inside_and_after_its_stage(tmp_path, s
         assert trained(parts, stop_after=stop, build_first=True) is None
         assert bool(remembered(newest(tmp_path / "parts").path)) == (stop < PER_EPOCH)
     assert same(trained(parts), through)
-    assert not any("objective/" in name for name in paddle.load(str(tmp_path / "whole" / "final.pdopt")))
+
+
+def test_what_is_published_at_the_end_of_the_stage_holds_nothing_of_it(tmp_path):
+    whole = settings(tmp_path, sampler="largest", objective="momentum_contrast", max_epoch=1, save_every_steps=4)
+    assert trained(whole) is not None
+    assert not any("objective/" in name for name in paddle.load(str(tmp_path / "final.pdopt")))
+    assert remembered(tmp_path / "checkpoints" / "step-00000004")
 
 
 def test_the_key_encoder_and_the_queue_are_in_the_checkpoint_and_come_back(tmp_path):
     trained(settings(tmp_path, stages=STAGES), stop_after=4)
     found = newest(tmp_path)
     tensors = checkpoint.remembered(found)
-    assert tensors["queue"].shape == (10, len(CLASSES))
+    assert tensors["queue"].shape == (10, SPACE.largest().out_width)
     objective = contrast(queue=10)
     objective.load_tensors(tensors, "somewhere")
     assert same(objective.tensors(), tensors)

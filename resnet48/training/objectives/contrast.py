@@ -7,6 +7,7 @@ import paddle
 import paddle.nn.functional as F
 
 from ...nets.supernet import ResNet48, Supernet, extract, shapes
+from ...space.nodes import HEAD
 from ...system import runtime
 from ...system.errors import UserError
 from .. import checkpoint
@@ -29,6 +30,11 @@ def contrast_logits(queries: paddle.Tensor, keys: paddle.Tensor, negatives: padd
     return paddle.concat(products, axis=1) / temperature
 
 
+def what_it_reads(x: paddle.Tensor, classifier: paddle.nn.Linear) -> paddle.Tensor:
+    """In place of a classifier: its input, [N, width]."""
+    return x
+
+
 @dataclass
 class MomentumContrast(Objective):
     """A view of an image is told by another view of it, among views of other images (MoCo, arXiv 1911.05722).
@@ -37,12 +43,12 @@ class MomentumContrast(Objective):
     momentum: the part of the key encoder that a step keeps; temperature; queue: how many keys of earlier steps are
     negatives, which should be fewer than the training images.
 
-    What differs from the paper: the classifier stands in for the linear layer of 128 outputs; views differ by crop and
-    flip alone; the queue begins empty and not with noise; and instead of shuffling images between devices, so that
-    batch statistics do not give away which images belong together, the key encoder normalises by running statistics
-    that follow the net's by the same momentum as its weights, which works on one device too (arXiv 2101.08482). The
-    momentum grows to its value over the first steps, (1 + n) / (10 + n) after n, so that the initial statistics are
-    forgotten.
+    What differs from the paper: compared is what the classifier reads, without a linear layer to 128 numbers that would
+    be thrown away, and the classifier stays as it began; views differ by crop and flip alone; the queue begins empty
+    and not with noise; and instead of shuffling images between devices, so that batch statistics do not give away which
+    images belong together, the key encoder normalises by running statistics that follow the net's by the same momentum
+    as its weights, which works on one device too (arXiv 2101.08482). The momentum grows to its value over the first
+    steps, (1 + n) / (10 + n) after n, so that the initial statistics are forgotten.
     """
 
     momentum: float = 0.999
@@ -64,10 +70,10 @@ class MomentumContrast(Objective):
         if self._followed != moment.step:  # once a step, in how many parts its batch may be run
             self._follow(gradients.net, moment)
         with paddle.no_grad():
-            keys = F.normalize(self._encoder(keyed))
+            keys = F.normalize(self._encoder(keyed, linear=what_it_reads))
         right = paddle.zeros([len(keys)], "int64")
         for role, arch in archs:
-            queries = F.normalize(net(queried, arch))
+            queries = F.normalize(net(queried, arch, None, what_it_reads))
             logits = contrast_logits(queries, keys, self._keys, self.temperature)
             gradients.add(role, F.cross_entropy(logits, right))
         new = runtime.gathered(keys)
@@ -107,12 +113,13 @@ class MomentumContrast(Objective):
         if not tensors:  # the stage has not begun
             return
         weights = {name.removeprefix(ENCODER): value for name, value in tensors.items() if name.startswith(ENCODER)}
-        queue = tensors.get(QUEUE)
+        queue, bias = tensors.get(QUEUE), weights.get(f"blocks.{HEAD}.fc.bias")
         if not isinstance(queue, np.ndarray) or queue.ndim != 2 or not 0 < len(queue) <= self.queue or \
-                queue.dtype != "float32" or not np.isfinite(queue).all():
+                queue.shape[1] != self._largest.out_width or queue.dtype != "float32" or not np.isfinite(queue).all():
             raise checkpoint.CheckpointError(f"{path} does not hold the queue of this objective")
-        checkpoint.require_shapes(shapes(self._largest, queue.shape[1]), weights, path)
-        encoder = ResNet48(self._largest, queue.shape[1])
+        classes = len(bias) if isinstance(bias, np.ndarray) and bias.ndim == 1 else 1
+        checkpoint.require_shapes(shapes(self._largest, classes), weights, path)
+        encoder = ResNet48(self._largest, classes)
         checkpoint.load_weights(encoder, weights, path)
         self._hold(encoder)
         self._keys = paddle.to_tensor(queue)
