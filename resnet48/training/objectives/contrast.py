@@ -30,6 +30,11 @@ def contrast_logits(queries: paddle.Tensor, keys: paddle.Tensor, negatives: padd
     return paddle.concat(products, axis=1) / temperature
 
 
+def _leading(keys, width):
+    """The first features of keys, again of length 1: what a narrower net has, too."""
+    return keys if keys is None or keys.shape[1] == width else F.normalize(keys[:, :width])
+
+
 def what_it_reads(x: paddle.Tensor, classifier: paddle.nn.Linear) -> paddle.Tensor:
     """In place of a classifier: its input, [N, width]."""
     return x
@@ -39,7 +44,7 @@ def what_it_reads(x: paddle.Tensor, classifier: paddle.nn.Linear) -> paddle.Tens
 class MomentumContrast(Objective):
     """A view of an image is told by another view of it, among views of other images (MoCo, arXiv 1911.05722).
 
-    To be used with the sampler `largest`; all archs of a step are compared with the keys of the largest net's encoder.
+    To be used with the sampler `largest`; narrower archs would be compared with the leading features of its keys.
     momentum: the part of the key encoder that a step keeps; temperature; queue: how many keys of earlier steps are
     negatives, which should be fewer than the training images.
 
@@ -74,7 +79,8 @@ class MomentumContrast(Objective):
         right = paddle.zeros([len(keys)], "int64")
         for role, arch in archs:
             queries = F.normalize(net(queried, arch, None, what_it_reads))
-            logits = contrast_logits(queries, keys, self._keys, self.temperature)
+            logits = contrast_logits(queries, *(_leading(each, queries.shape[1]) for each in (keys, self._keys)),
+                                     self.temperature)
             gradients.add(role, F.cross_entropy(logits, right))
         new = runtime.gathered(keys)
         self._keys = (new if self._keys is None else paddle.concat([self._keys, new]))[-self.queue:]
