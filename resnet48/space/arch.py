@@ -13,6 +13,7 @@ import numpy as np
 from ..system.errors import UserError, quoted
 from .checks import CAPACITY, check_space
 from .nodes import Block, Head, Layer, Stem
+from .split import Split
 
 FIRST_BLOCK = (1, 6, 11, 19)  # where each stage begins when all 23 blocks are numbered through (0 is the stem)
 STEM_DIGIT, FIRST_BLOCK_DIGIT, DIGITS = 4, 5, 51
@@ -52,6 +53,11 @@ class SearchSpace:
         width = max(self.divisor, int(value + self.divisor / 2) // self.divisor * self.divisor)
         return width + self.divisor if width < 0.9 * value else width
 
+    @property
+    def outer_codes(self) -> tuple[str, ...]:
+        """The digits that are drawn for the second convolutions of stages 1..4."""
+        return self.codes[1:]
+
     def largest(self) -> "ArchConfig":
         """The net with the most blocks, all at the first allowed digit."""
         return self._uniform([most for _, most in self.depths], which=0)
@@ -62,8 +68,8 @@ class SearchSpace:
 
     def size(self) -> int:
         """How many archs there are."""
-        return math.prod(sum(len(digits) ** (depth + 1) for depth in range(fewest, most + 1))
-                         for (fewest, most), digits in zip(self.depths, self.codes[1:]))
+        return math.prod(len(outer) * sum(len(inner) ** depth for depth in range(fewest, most + 1))
+                         for (fewest, most), outer, inner in zip(self.depths, self.outer_codes, self.codes[1:]))
 
     def sample(self, rng: np.random.Generator) -> "ArchConfig":
         """A random arch: depths and digits are uniform and independent, except where shortcuts tie widths. rng: a numpy
@@ -73,7 +79,7 @@ class SearchSpace:
             return allowed[int(rng.integers(len(allowed)))]
 
         depths = [int(rng.integers(fewest, most + 1)) for fewest, most in self.depths]
-        outer = [draw(allowed) for allowed in self.codes[1:]]
+        outer = [draw(allowed) for allowed in self.outer_codes]
         inner = [[draw(allowed) for _ in range(depth)] for allowed, depth in zip(self.codes[1:], depths)]
         return self.assemble(depths, outer, inner)
 
@@ -86,6 +92,10 @@ class SearchSpace:
         stages = ("".join(first + second for first in firsts).ljust(2 * capacity, "0")
                   for firsts, second, capacity in zip(inner, outer, CAPACITY))
         return ArchConfig.parse("".join(map(str, depths)) + outer[0] + "".join(stages), self)
+
+    def parse(self, code: str) -> "ArchConfig":
+        """The arch of a code. Raises `ArchError`."""
+        return ArchConfig.parse(code, self)
 
     def narrowed(self, base_channels: Sequence[int], divisor: int, activation: str | None = None) -> "SearchSpace":
         """The same codes over other base widths: a narrow copy lets the full pipeline run on a CPU.
@@ -111,8 +121,8 @@ class SearchSpace:
         return cls(**{name: _frozen(value) for name, value in data.items()})
 
     def _uniform(self, depths, which):
-        digits = [allowed[which] for allowed in self.codes[1:]]
-        return self.assemble(depths, digits, [[digit] * depth for digit, depth in zip(digits, depths)])
+        outer, inner = ([allowed[which] for allowed in codes] for codes in (self.outer_codes, self.codes[1:]))
+        return self.assemble(depths, outer, [[digit] * depth for digit, depth in zip(inner, depths)])
 
 
 FULL = SearchSpace("full")
@@ -210,9 +220,12 @@ class ArchConfig:
                     f"{before} gives {block.in_width} and the shortcut is an identity; allowed in a supernet is one "
                     f"width for all second convolutions of a stage, in stage 1 the stem's too")
 
-    def nodes(self) -> tuple[Stem | Block, ...]:
-        """The stem and the blocks, in order. The head, which depends on the classes, is `head`."""
-        return Stem(self.stem), *self.blocks()
+    def nodes(self, split: Split | None = None) -> tuple[Stem | Block, ...]:
+        """The stem and the blocks, in order. The head, which depends on the classes, is `head`.
+
+        split: of the supernet, whose blocks then say which copy of the weights this arch uses.
+        """
+        return Stem(self.stem), *(split.assigned(self) if split else self.blocks())
 
     def head(self, num_classes: int) -> Head:
         """The classifier."""

@@ -1,7 +1,8 @@
 """What a net is made of: a stem, blocks and a head, each of which says once what layers it has. No Paddle in here.
 
 Names and shapes of weights, counting, building, running and slicing follow from `layers(size)`, for an input of
-`size` x `size` pixels, which only the multiply-adds depend on. `index` is the node's number in the parameter names.
+`size` x `size` pixels, which only the multiply-adds depend on. `index` is the node's number, `key` its name in the
+parameter names, which tells copies of its weights apart (see `split`).
 """
 
 import math
@@ -12,9 +13,12 @@ OUTER = "relu2"  # the name in a block of the activation behind its sum, whichev
 SLOPE = f"{OUTER}._weight"  # of a PReLU there
 
 
-def used_shapes(arch, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Parameter name -> shape of what a subnet uses of each trainable weight, the leading part along every axis."""
-    return {f"blocks.{node.index}.{name}": shape for node in (*arch.nodes(), arch.head(num_classes))
+def used_shapes(arch, num_classes: int, split=None) -> dict[str, tuple[int, ...]]:
+    """Parameter name -> shape of what a subnet uses of each trainable weight, the leading part along every axis.
+
+    split: of the supernet, a `split.Split`, if it has one.
+    """
+    return {f"blocks.{node.key}.{name}": shape for node in (*arch.nodes(split), arch.head(num_classes))
             for layer in node.layers() for name, shape in layer.weights().items()}
 
 
@@ -70,7 +74,7 @@ class Stem(NamedTuple):
     """conv7x7 of stride 2, bn, relu, max pool of stride 2. out_width: in channels."""
 
     out_width: int
-    index = 0
+    index, key = 0, "0"
 
     def layers(self, size: int = 1) -> tuple[Layer, ...]:
         return (Layer("conv", "bn", 3, self.out_width, 7, 2, _reduced(size, 2)),)
@@ -94,6 +98,11 @@ class Block(NamedTuple):
     out_width: int
     stride: int
     activation: str = "relu"
+    copy: int = 0  # which copy of the weights it uses
+
+    @property
+    def key(self) -> str:
+        return f"{self.index}-{self.copy}" if self.copy else str(self.index)
 
     @property
     def projects(self) -> bool:
@@ -118,7 +127,7 @@ class Head(NamedTuple):
 
     in_width: int
     num_classes: int
-    index = HEAD
+    index, key = HEAD, str(HEAD)
 
     def layers(self, size: int = 1) -> tuple[Layer, ...]:
         return (Layer("fc", None, self.in_width, self.num_classes),)

@@ -205,6 +205,7 @@ class StandaloneSettings(TrainSettings):
     save_dir: str = option("output/standalone", "folder for checkpoints, config.yaml and metrics.csv", resumable=True,
                            path=True)
     arch: str = option("", "arch code, 51 digits or 52 with a leading 1")
+    dropout: float = option(0.0, "part of the classifier's input that is zeroed in training", ge=0, le=0.9)
     mode: str = option("all", "train, eval (of --pretrained or of --save_dir), or all: both",
                        choices=("all", "train", "eval"), resumable=True)
 
@@ -214,6 +215,7 @@ class TruthSettings(TrainSettings):
     save_dir: str = option("output/truth", "folder for one run's folder per arch", resumable=True, path=True)
     archs: str = option("", "arch list in the official JSON format", resumable=True, path=True)
     limit: int | None = option(None, "only the first N archs", ge=1, resumable=True, unset="none")
+    dropout: float = option(0.0, "part of the classifier's input that is zeroed in training", ge=0, le=0.9)
     truth: str = option("output/truth.json", "where the measured accuracies go", resumable=True, path=True)
 
 
@@ -226,6 +228,8 @@ class StageSettings(Settings):
     warmup: float | None = option(None, "epochs of warm-up [--warmup in the first stage, 0 in the others]", ge=0)
     sampler: str | None = option(None, "as --sampler")
     objective: str | None = option(None, "as --objective")
+    split: str | None = option(None, "depth(stage=4) or width(stage=4): from here on the weights of this stage of the "
+                                     "net are in copies, one for each of its depths or output widths")
 
 
 @dataclass
@@ -236,13 +240,18 @@ class SupernetSettings(TrainSettings):
     dyna_batch_size: int = option(4, "subnets per step, the largest included where the sampler draws it", ge=1)
     sampler: str = option("sandwich", "which subnets a step trains: a name, or name(key=value, ...)")
     objective: str = option("in_place_distillation", "what a step minimises: a name, or name(key=value, ...)")
+    channel_fairness: bool = option(False, "multiply the gradient of a channel by the mean use of its layer's channels "
+                                           "over its own, 2 at most: later channels are in fewer subnets")
     stages: tuple[StageSettings, ...] = option((), "in a YAML file: a list of stages, each with epochs and, where they "
-                                                   "differ, lr, warmup, sampler and objective", unset="none")
+                                                   "differ, lr, warmup, sampler, objective and split", unset="none")
 
     @classmethod
     def upgrade(cls, values: dict) -> dict:
         if values.get("recipe") in OLD_RECIPES:
             values["sampler"], values["objective"] = OLD_RECIPES[values.pop("recipe")]
+        if isinstance(values.get("stages"), list):  # of a checkpoint from before there were splits
+            values["stages"] = [{"split": None, **stage} if isinstance(stage, dict) else stage
+                                for stage in values["stages"]]
         return super().upgrade(values)
 
 
@@ -280,6 +289,14 @@ class ScoreSettings(SeedSettings):
     truth: str = option("", "file in the same format with accuracies of nets trained on their own", path=True)
     report: str | None = option(None, "also write the score sheet to this Markdown file", path=True)
     plot: str | None = option(None, "also draw both rankings into this PNG file", path=True)
+
+
+@dataclass
+class RankSettings(Settings):
+    submission: str = option("", "submission file that `run` wrote, with its counts and manifest beside it", path=True)
+    method: str = option("smooth", "smooth (additive smoothing of top-1) or hybrid (top-1 and a little of log MACs)",
+                         choices=("smooth", "hybrid"))
+    output: str = option("output/ranking.json", "ranking file to write, which is no submission", path=True)
 
 
 @dataclass

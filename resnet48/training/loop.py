@@ -15,7 +15,7 @@ from ..nets import layers
 from ..system import files, locks, runtime
 from ..system.errors import Stopped, UserError
 from ..system.options import TrainSettings
-from . import checkpoint, metrics, objectives, optim, recipes
+from . import checkpoint, held_out, metrics, objectives, optim, recipes
 from .run import start
 
 KEEP_CHECKPOINTS = 3
@@ -39,8 +39,11 @@ def fit(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.Imag
     where another training works in the same folder.
     """
     with runtime.StopRequest() as stop, _alone_in(settings.save_dir):
+        kept_out = ()
+        if any(stage.strata for stage in stages):
+            images, kept_out = held_out.apart(images, settings.seed)
         run = start(net, stages, images, settings)
-        _train(run, images, settings, validate, stop)
+        _train(run, images, settings, validate, stop, kept_out)
         if validate and not run.accuracies:  # resumed at its end, and trained without a validation before
             run.accuracies = validate(run.kept_net)
         if runtime.rank() == 0:
@@ -59,24 +62,33 @@ def _alone_in(folder):
                                                      "stop it, or choose another --save_dir")
 
 
-def _train(run, images, settings, validate, stop):
+def _train(run, images, settings, validate, stop, kept_out):
     world_size, rank, vote = runtime.world_size(), runtime.rank(), False
     roles = recipes.roles([span.stage for span in run.spans])
     since, show = metrics.Meter(run.step, roles), _shower(settings, run.step, roles)
     shown = cache.for_training(images) if settings.train_cache else images
     taken = loader.batches(shown, run.step, run.steps, settings.batch_size, settings.seed, rank, world_size,
-                           runtime.log_rank)
+                           runtime.log_rank, lambda step: run.span(step).stage.objective.views)
     run.net.train()
     with loader.dead_workers_named(), contextlib.closing(taken):
         for step in runtime.counting(run.step, run.steps, "steps"):
             with since.waiting():
                 pixels, labels = next(taken)
             span = run.span(step)
+            if span.stage.split and not run.net.split:
+                runtime.log_main(f"step {step}: the net is split by the {span.stage.split}")
+                run.divide(span.stage.split)
             archs, lr = span.archs(step), span.lr(step)
-            losses = _gradients(span.stage.objective, run.precision, run.net, archs, pixels, labels, span.moment(step),
-                                settings.accumulate)
+            objective, moment = span.stage.objective, span.moment(step)
+            losses = _gradients(objective, run.precision, run.net, archs, pixels, labels, moment, settings.accumulate)
             vote_before, vote = vote, runtime.average_gradients(optim.trainable(run.net), stop.asked)
-            _update(run, archs if settings.freeze_unused else [], lr)
+            if span.stage.fairness:
+                span.stage.fairness.scale(run.net)
+            _update(run, objective.trained(archs) if settings.freeze_unused else [], lr)
+            losses |= _update_again(run, objective, moment, settings, lr)
+            _count_step(run)
+            if run.step == span.last:
+                objective.end()
             since.add(losses, len(labels) * world_size)
             # All ranks stop after the same step. The vote of the step before is there already, this one's is not.
             stopping = stop.asked if world_size == 1 else bool(vote_before)
@@ -86,6 +98,8 @@ def _train(run, images, settings, validate, stop):
                 _require_finite(row, run, settings)
                 show(row)
             with since.paused():
+                if due.measure and span.stage.strata:
+                    held_out.observe(span.stage.strata, run.net, *kept_out)
                 if due.validate and validate:
                     _validate(run, validate)
                 if due.save:
@@ -98,6 +112,7 @@ class Due(NamedTuple):
     """What is to be done after a step."""
 
     log: bool
+    measure: bool  # before what is measured is saved
     validate: bool
     save: bool
 
@@ -108,15 +123,16 @@ def _due(run, settings, stopping):
     save = stopping or epoch_ends and (ends or epoch % settings.save_freq == 0) or \
         settings.save_every_steps > 0 and run.step % settings.save_every_steps == 0
     validate = epoch_ends and (ends or settings.eval_freq > 0 and epoch % settings.eval_freq == 0)
-    return Due(save or epoch_ends or run.step % settings.log_freq == 0, validate, save)
+    return Due(save or epoch_ends or run.step % settings.log_freq == 0, epoch_ends and not ends, validate, save)
 
 
 def _gradients(objective, precision, net, archs, pixels, labels, moment, parts=1):
     """Leave the gradients of one step in the parameters; the losses by role, means over the parts of the batch."""
     gradients, forward = objectives.Gradients(net, precision.scale, parts), precision.net(net)
     batch = [(pixels, labels)] if parts == 1 else zip(paddle.split(pixels, parts), paddle.split(labels, parts))
-    for some_pixels, some_labels in batch:
-        objective.step(forward, archs, datasets.normalize(some_pixels), some_labels, gradients, moment)
+    for part, (some_pixels, some_labels) in enumerate(batch):
+        objective.step(forward, archs, datasets.normalize(some_pixels), some_labels, gradients,
+                       moment._replace(part=part))
     return gradients.means()
 
 
@@ -126,6 +142,19 @@ def _update(run, used_archs, lr):
     with optim.freeze_unused(run.net, run.optimizer, used_archs) if used_archs else contextlib.nullcontext():
         run.precision.step(run.optimizer)
     run.optimizer.clear_grad(set_to_zero=False)  # absent, not zero: momentum must not move what no subnet used
+
+
+def _update_again(run, objective, moment, settings, lr):
+    """The other update of a step, if the objective asks for one; its losses by role."""
+    gradients = objectives.Gradients(run.net, run.precision.scale, settings.accumulate)
+    archs = objective.after(run.precision.net(run.net), gradients, moment)
+    if archs:
+        runtime.average_gradients(optim.trainable(run.net), False)
+        _update(run, archs if settings.freeze_unused else [], lr)
+    return gradients.means()
+
+
+def _count_step(run):
     run.step += 1
     if run.ema:
         run.ema.update(run.step)
@@ -163,7 +192,7 @@ def _save(run, settings):
     _require_finite_weights(run, settings)
     if runtime.rank() == 0:
         run.saved = checkpoint.save(settings.save_dir, run.net, run.optimizer, run.state(), KEEP_CHECKPOINTS,
-                                    run.ema and run.ema.net)
+                                    run.ema and run.ema.net, run.span(run.step).stage.objective.tensors())
 
 
 def _stop(stop, run, settings):
@@ -233,7 +262,8 @@ def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(settings, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
                                     warmup_steps=None, visualdl=False, train_cache=False)
-        accuracies = fit(net, stages, few, short, validate_of(few))
+        of_one_length = [dataclasses.replace(stage, epochs=1.0) for stage in stages]  # a step in each, if there are two
+        accuracies = fit(net, of_one_length, few, short, validate_of(few))
         if runtime.rank() == 0:
             checkpoint.build(checkpoint.load(folder))
             size = sum(os.path.getsize(os.path.join(folder, name)) for name in ("final.pdparams", "final.pdopt"))

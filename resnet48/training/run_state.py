@@ -127,4 +127,5 @@ FORMS = {
     "scaler": (_or_null(_is_object), "an object or null"),
     "stage": (_is_count, "the number of a stage"),
     "objective": (_is_object, "an object"),
+    "sampler": (_is_object, "an object"),
 }

@@ -3,11 +3,30 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from ...nets import layers
+from ...system import runtime
 from ..optim import trainable
 from ..samplers import Candidates, Moment, Pairs
+
+DROPOUT_STREAM = 0xD209  # keeps these draws apart from those of other users of (seed, step)
+
+
+def dropout(rate: float, moment: Moment) -> Callable:
+    """A classifier with dropout of its input (arXiv 1207.0580): `layers.linear` where a part `rate` of it is zeroed and
+    the rest multiplied by 1 / (1 - rate).
+
+    What is zeroed is a pure function of (seed, step, part of the batch, rank) and disturbs no other random draw.
+    """
+    def linear(x, layer):
+        rng = np.random.default_rng((DROPOUT_STREAM, moment.seed, moment.step, moment.part, runtime.rank()))
+        kept = paddle.to_tensor(rng.random(x.shape, "float32") >= rate)
+        return layers.linear(x * (kept.astype(x.dtype) / (1 - rate)), layer)
+
+    return linear
 
 
 class Gradients:
@@ -18,15 +37,16 @@ class Gradients:
     """
 
     def __init__(self, net: paddle.nn.Layer, scale: Callable = lambda loss: loss, parts: int = 1):
-        self._parameters, self._scale, self._parts = trainable(net), scale, parts
+        self.net, self._parameters, self._scale, self._parts = net, trainable(net), scale, parts
         self._losses = {}
 
-    def add(self, role: str, loss: paddle.Tensor, others: paddle.Tensor | float = 0.0) -> None:
+    def add(self, role: str, loss: paddle.Tensor, others: paddle.Tensor | float = 0.0, weight: float = 1.0) -> None:
         """Add the gradients of a scalar loss and free its graph. Several subnets may be in one graph.
 
-        others: losses that share the graph and are logged under roles of their own.
+        others: losses that share the graph and are logged under roles of their own. weight: what the loss counts; it is
+        logged without.
         """
-        self._weighed(loss + others).backward()
+        self._weighed(weight * loss + others).backward()
         self.note(role, loss)
 
     def note(self, role: str, loss: paddle.Tensor) -> None:
@@ -58,13 +78,15 @@ class Gradients:
 class Objective:
     """The base of all. label_smoothing: part of the label spread over all classes (arXiv 1512.00567, section 7).
 
-    roles: names of losses beside the roles of the sampler. needs_teacher: whether it distils from a fixed net, which
+    roles: names of losses beside the roles of the sampler. views: how many crops of each image a step sees.
+    needs_teacher: whether it distils from a fixed net, which
     it finds in `teacher`: images [N, 3, H, W] to logits [N, classes].
     """
 
     label_smoothing: float = 0.0
 
     roles = ()
+    views = 1
     needs_teacher = False
     teacher = None
 
@@ -76,9 +98,21 @@ class Objective:
              moment: Moment) -> None:
         """One batch, or one part of it. net(images[, arch]) gives float32 logits [N, classes].
 
-        archs: (role, arch) pairs; images: float32 [N, 3, H, W]; labels: int64 [N].
+        archs: (role, arch) pairs; images: float32 [views * N, 3, H, W], the views of an image one after the other;
+        labels: int64 [N]. `gradients.net` is the net as a layer.
         """
         raise NotImplementedError
+
+    def trained(self, archs: Pairs) -> Pairs:
+        """Whose gradients the last `step` has left: those of the archs it was given, and what an objective adds."""
+        return archs
+
+    def after(self, net: Callable, gradients: Gradients, moment: Moment) -> Pairs:
+        """Once after the update of a step: leave gradients for another update, and return whose they are.
+
+        None for no other update; the same on every rank. `gradients` is a new one, `moment` is that of the step.
+        """
+        return []
 
     def state(self) -> dict:
         """What a checkpoint needs to resume, as plain data."""
@@ -87,18 +121,33 @@ class Objective:
     def load(self, state: dict) -> None:
         """The inverse of `state`."""
 
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What a checkpoint needs beside, too large for plain data, by name; the same on every rank, read on rank 0."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, np.ndarray], path: str) -> None:
+        """The inverse of `tensors`. path: what errors name. Raises `CheckpointError` for what does not fit."""
+
+    def end(self) -> None:
+        """After the last step of the stage: let go of what is remembered."""
+
     def cross_entropy(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """To the labels, mean over the batch; logits [N, classes], labels int64 [N]."""
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
 
+@dataclass
 class Standalone(Objective):
-    """Cross-entropy of one net on its own, which takes no arch."""
+    """Cross-entropy of one net on its own, which takes no arch. dropout: part of the classifier's input that is zeroed.
+    """
+
+    dropout: float = 0.0
 
     roles = ("loss",)
 
     def step(self, net, archs, images, labels, gradients, moment):
-        gradients.add("loss", self.cross_entropy(net(images), labels))
+        logits = net(images, None, dropout(self.dropout, moment)) if self.dropout else net(images)
+        gradients.add("loss", self.cross_entropy(logits, labels))
 
 
 class CrossEntropy(Objective):
