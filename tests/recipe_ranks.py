@@ -34,6 +34,8 @@ def trained(settings, stop_after=None):
         loop.fit(net, stages, images(56 if adapts else 48), settings)  # 8 of 56 are kept out
     except Stopped:
         return None
+    finally:
+        runtime.all_reduce_sum([0])  # no rank looks for a checkpoint that rank 0 is still writing
     weights = {id(each) for each in optim.trainable(net)}
     values = [[value.numpy() for value in net.state_dict().values() if (id(value) in weights) == part]
               for part in (True, False)]
