@@ -20,7 +20,7 @@ class SpaceSettings(Settings):
 
     base_channels: str = option("64,128,256,512", "widths of stages 1..4 at ratio 1, in channels", listable=True)
     divisor: int = option(8, "widths are rounded to a multiple of this", ge=1)
-    activation: str = option("relu", "what the blocks end with, behind the sum: relu, prelu (one slope a block) or mish",
+    activation: str = option("relu", "what blocks end with, behind the sum: relu, prelu (one slope a block) or mish",
                              choices=("relu", "prelu", "mish"))
 
     def channels(self) -> tuple[int, ...]:
