@@ -68,7 +68,7 @@ def _train(run, images, settings, validate, stop, kept_out):
     since, show = metrics.Meter(run.step, roles), _shower(settings, run.step, roles)
     shown = cache.for_training(images) if settings.train_cache else images
     taken = loader.batches(shown, run.step, run.steps, settings.batch_size, settings.seed, rank, world_size,
-                           runtime.log_rank)
+                           runtime.log_rank, lambda step: run.span(step).stage.objective.views)
     run.net.train()
     with loader.dead_workers_named(), contextlib.closing(taken):
         for step in runtime.counting(run.step, run.steps, "steps"):
@@ -87,6 +87,8 @@ def _train(run, images, settings, validate, stop, kept_out):
             _update(run, objective.trained(archs) if settings.freeze_unused else [], lr)
             losses |= _update_again(run, objective, moment, settings, lr)
             _count_step(run)
+            if run.step == span.last:
+                objective.end()
             since.add(losses, len(labels) * world_size)
             # All ranks stop after the same step. The vote of the step before is there already, this one's is not.
             stopping = stop.asked if world_size == 1 else bool(vote_before)
@@ -190,7 +192,7 @@ def _save(run, settings):
     _require_finite_weights(run, settings)
     if runtime.rank() == 0:
         run.saved = checkpoint.save(settings.save_dir, run.net, run.optimizer, run.state(), KEEP_CHECKPOINTS,
-                                    run.ema and run.ema.net)
+                                    run.ema and run.ema.net, run.span(run.step).stage.objective.tensors())
 
 
 def _stop(stop, run, settings):

@@ -3,6 +3,7 @@
 A YAML file of configs/ names samplers and objectives; here the names become functions, objects and steps.
 """
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -164,10 +165,7 @@ def _stage(settings, given, candidates, teacher):
     def draw(some_candidates, seed, moment):
         return sampler.draw(some_candidates, seed, moment, settings.dyna_batch_size, **sampler_values)
 
-    def sample(seed, moment):
-        return draw(strata or candidates, seed, moment)
-
-    split = None
+    sample, split = functools.partial(draw, strata or candidates), None
     if given and given.split:
         if strata:
             raise UserError(f"--sampler {shown(sampler_text)} follows the losses of all archs, but a stage with `split` "
@@ -194,7 +192,8 @@ def _fairness(settings, candidates, sampler, text):
         raise UserError("--channel_fairness counts the channels of one net; it and a stage with `split` exclude each "
                         "other")
     extremes = ["largest" in sampler.roles, "smallest" in sampler.roles]
-    return ChannelFairness(candidates, *map(int, extremes), settings.dyna_batch_size - sum(extremes))
+    random = settings.dyna_batch_size - sum(extremes) if "random" in sampler.roles else 0
+    return ChannelFairness(candidates, *map(int, extremes), random)
 
 
 def _hyper_parameters(function, values, where):

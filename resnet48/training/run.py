@@ -111,6 +111,7 @@ class Run:
             stage.objective.load(found.state.get("objective", {}))
         except (KeyError, TypeError, UserError) as error:
             raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this objective") from error
+        stage.objective.load_tensors(checkpoint.remembered(found), found.path)
         if stage.strata:
             try:
                 stage.strata.load(found.state.get("sampler", {}))

@@ -56,6 +56,11 @@ def sandwich(candidates: Candidates, seed: int, moment: Moment, count: int) -> P
     return [*_extremes(candidates, count, "sandwich"), *uniform(candidates, seed, moment, count - 2)]
 
 
+def largest(candidates: Candidates, seed: int, moment: Moment, count: int) -> Pairs:
+    """The largest alone, whatever the `count`."""
+    return [("largest", candidates.largest())]
+
+
 def largest_and_random(candidates: Candidates, seed: int, moment: Moment, count: int) -> Pairs:
     """The largest and `count - 1` random ones."""
     return [("largest", candidates.largest()), *uniform(candidates, seed, moment, count - 1)]
@@ -147,6 +152,7 @@ class Sampler(NamedTuple):
 SAMPLERS = {
     "uniform": Sampler(uniform, ("random",)),
     "sandwich": Sampler(sandwich, ("largest", "smallest", "random")),
+    "largest": Sampler(largest, ("largest",)),
     "largest_and_random": Sampler(largest_and_random, ("largest", "random")),
     "fair": Sampler(fair, ("random",)),
     "fair_sandwich": Sampler(fair_sandwich, ("largest", "smallest", "random")),
