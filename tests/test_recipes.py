@@ -54,7 +54,7 @@ def of_supernets():
     """The YAML files of configs/ that train a supernet, but for old names of others."""
     for name in YAML_FILES:
         with open(os.path.join(config.RECIPES, name)) as file:
-            if re.search("^(sampler|objective): ", file.read(), re.MULTILINE):
+            if re.search("^(sampler: |objective: |stages:)", file.read(), re.MULTILINE):
                 yield name
 
 
@@ -62,13 +62,15 @@ SUPERNETS = list(of_supernets())
 
 
 def small(name, folder):
-    """The settings of a recipe for a run of two epochs of six steps, its own epochs shrunk alike."""
+    """The settings of a recipe for a run of two epochs of six steps, its own epochs shrunk, its stages equally long."""
     path = os.path.join(config.RECIPES, name)
     _, found = config.command_line("A program.", {"run": (run, options.SupernetSettings, None)}, ["run", "--config", path])
     shrunk = {item: re.sub(r"(?<=_epochs=)[\d.]+", lambda match: str(float(match[0]) * 2 / found.max_epoch),
                            getattr(found, item)) for item in ("sampler", "objective")}
-    return dataclasses.replace(found, **shrunk, save_dir=str(folder), batch_size=4, max_epoch=2, warmup=0.5, lr=1.0,
-                               log_freq=3, num_workers=0, seed=3, dyna_batch_size=min(found.dyna_batch_size, 3))
+    stages = tuple(dataclasses.replace(each, epochs=1.0) for each in found.stages)
+    return dataclasses.replace(found, **shrunk, stages=stages, save_dir=str(folder), batch_size=4, max_epoch=2,
+                               warmup=0.5, lr=1.0, log_freq=3, num_workers=0, seed=3,
+                               dyna_batch_size=min(found.dyna_batch_size, 3))
 
 
 TWO_STAGES = (stage(epochs=1, sampler="uniform", objective="cross_entropy", lr=0.5), stage(epochs=1, warmup=0.5))
