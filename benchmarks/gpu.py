@@ -43,7 +43,7 @@ LEAST_TAU = 0.9  # between the rankings of half precision and float32
 WAYS = [("fp32", False), ("bf16", False), ("fp16", False), ("bf16", True)]  # precision, channels last
 
 
-# --- what runs in processes of their own, because settings of the device last as long as a process ---------------------
+# --- what runs in processes of their own, because settings of the device last as long as they -------------------------
 
 def made_up_images(scale):
     """An image set that can be learned: noise, in which one of ten stripes is brighter."""
@@ -58,8 +58,9 @@ def made_up_images(scale):
             image[side * label // CLASSES:side * (label + 1) // CLASSES] += 55
         return datasets.Split(pixels, labels)
 
-    return datasets.ImageSet("made-up images", tuple("0123456789"), split(scale.steps * scale.batch // 2), split(4 * scale.batch),
-                             scale.size, crop_scale=0.6, flip=False, workers=0 if scale == SMALL else 8)
+    return datasets.ImageSet("made-up images", tuple("0123456789"), split(scale.steps * scale.batch // 2),
+                             split(4 * scale.batch), scale.size, crop_scale=0.6, flip=False,
+                             workers=0 if scale == SMALL else 8)
 
 
 def train(scale, recipe, precision="fp32", channels_last=False):
@@ -181,9 +182,9 @@ def precision_of_training(scale):
         reference = reference or found
         apart = max(abs(mine - other) / other for mine, other in zip(found["losses"], reference["losses"]))
         yield (f"{precision}{', channels last' if channels_last else ''}: loss {found['losses'][0]:.3f} to "
-               f"{found['losses'][-1]:.3f}, at most {apart:.1%} from float32's in {scale.steps} steps; {found['images']:.0f} "
-               f"images/s ({found['images'] / reference['images']:.2f} times float32's), data wait "
-               f"{found['wait']:.0%}: {check(apart <= LOSS_TOLERANCE)}")
+               f"{found['losses'][-1]:.3f}, at most {apart:.1%} from float32's in {scale.steps} steps; "
+               f"{found['images']:.0f} images/s ({found['images'] / reference['images']:.2f} times float32's), "
+               f"data wait {found['wait']:.0%}: {check(apart <= LOSS_TOLERANCE)}")
 
 
 def standalone_training(scale):

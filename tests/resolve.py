@@ -25,11 +25,12 @@ def main():
         # The public index has no build of paddlepaddle-gpu for the newest.
         for name in ("requirements-cpu.txt", *(["requirements.txt"] if python != PYTHONS[-1] else [])):
             with tempfile.TemporaryDirectory() as folder:
-                code = subprocess.run([sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--target", folder,
-                                       "--only-binary=:all:", "--python-version", python, *wanted(name, python)],
-                                      stderr=subprocess.PIPE, text=True)
-            print(f"{name} for Python {python}: {'found' if code.returncode == 0 else code.stderr}", flush=True)
-            if code.returncode:
+                done = subprocess.run(
+                    [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--target", folder,
+                     "--only-binary=:all:", "--python-version", python, *wanted(name, python)],
+                    stderr=subprocess.PIPE, text=True)
+            print(f"{name} for Python {python}: {done.stderr if done.returncode else 'found'}", flush=True)
+            if done.returncode:
                 sys.exit(1)
 
 

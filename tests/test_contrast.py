@@ -87,7 +87,7 @@ def test_a_narrower_subnet_is_compared_with_the_first_channels_of_the_keys():
     take(objective, net, 0, views(seed=0))
     earlier, images = keys_of(objective, views(seed=0)), views(seed=1)
     queries, gradients = np.zeros((4, 5)), objectives.Gradients(net)
-    queries[:, :arch.out_width] = normalized(net(images[::2], arch, classify=False).numpy())
+    queries[:, :arch.out_width] = normalized(net(images[::2], arch, linear=what_it_reads).numpy())
     objective.step(net, [("random", arch)], images, None, gradients, at(1))
     keys = keys_of(objective, images)
     right, wrong = np.exp((queries * keys).sum(axis=1) / 0.2), np.exp(queries @ earlier.T / 0.2).sum(axis=1)

@@ -103,7 +103,8 @@ def test_an_arch_is_in_the_archive_once_even_where_another_copy_would_be_more_no
     middle, near = (SPACE.assemble((5, 5, 8, 5), "4444", [inner * depth for depth in (5, 5, 8, 5)]) for inner in "45")
     for arch in (SPACE.largest(), SPACE.smallest(), wide, middle):
         objective.meet(arch)
-    assert forgetting.novelty(SPACE.smallest(), objective.archive[:3]) > forgetting.novelty(middle, objective.archive[:3])
+    novelties = [forgetting.novelty(arch, objective.archive[:3]) for arch in (SPACE.smallest(), middle)]
+    assert novelties[0] > novelties[1]
     objective.meet(near)
     assert len(set(objective.archive)) == 4
 

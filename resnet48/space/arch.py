@@ -130,8 +130,8 @@ FULL = SearchSpace("full")
 PUBLISHED = SearchSpace("published", codes=("123", "123", "123", "12345", "1234567"))
 SPACES = {space.name: space for space in (PUBLISHED, FULL)}
 #: For reading codes of any space, where only the codes count.
-ANY = SearchSpace("any", ratios=tuple(1 - digit / 10 for digit in range(9)), depths=tuple((1, most) for most in CAPACITY),
-                  codes=("123456789",) * 5)
+ANY = SearchSpace("any", ratios=tuple(1 - digit / 10 for digit in range(9)),
+                  depths=tuple((1, most) for most in CAPACITY), codes=("123456789",) * 5)
 
 
 def named_space(name: str) -> SearchSpace:
