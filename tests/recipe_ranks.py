@@ -1,7 +1,7 @@
 """Every recipe at small size on the ranks that this is launched on: once through, and resumed inside of each stage.
 
-python3 recipe_ranks.py FOLDER: rank 0 writes a line to FOLDER/done.txt for every recipe after checking that all ranks end
-with the same weights, and that a resumed run ends with those of the uninterrupted one, to the bit.
+python3 recipe_ranks.py FOLDER: rank 0 writes a line to FOLDER/done.txt for every recipe after checking that all ranks
+end with the same weights, and that a resumed run ends with those of the uninterrupted one, to the bit.
 """
 
 import dataclasses

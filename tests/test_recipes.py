@@ -64,7 +64,7 @@ SUPERNETS = list(of_supernets())
 def small(name, folder):
     """The settings of a recipe for a run of two epochs of six steps, its own epochs shrunk, its stages equally long."""
     path = os.path.join(config.RECIPES, name)
-    _, found = config.command_line("A program.", {"run": (run, options.SupernetSettings, None)}, ["run", "--config", path])
+    found = parse("--config", path)
     shrunk = {item: re.sub(r"(?<=_epochs=)[\d.]+", lambda match: str(float(match[0]) * 2 / found.max_epoch),
                            getattr(found, item)) for item in ("sampler", "objective")}
     stages = tuple(dataclasses.replace(each, epochs=1.0) for each in found.stages)

@@ -168,8 +168,8 @@ def _stage(settings, given, candidates, teacher):
     sample, split = functools.partial(draw, strata or candidates), None
     if given and given.split:
         if strata:
-            raise UserError(f"--sampler {shown(sampler_text)} follows the losses of all archs, but a stage with `split` "
-                            "draws from one group: another sampler, or no split")
+            raise UserError(f"--sampler {shown(sampler_text)} follows the losses of all archs, but a stage with "
+                            "`split` draws from one group: another sampler, or no split")
         split_by, split_values = named(given.split, few_shot.SPLITS, "split")
         split_values = _hyper_parameters(split_by, split_values, f"split {shown(given.split)}")
         split, groups = split_by(candidates, **split_values)
