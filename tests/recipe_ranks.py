@@ -33,9 +33,8 @@ def trained(settings, stop_after=None):
     try:
         loop.fit(net, stages, images(56 if adapts else 48), settings)  # 8 of 56 are kept out
     except Stopped:
+        runtime.all_reduce_sum([0.0])  # which ranks that are started again need not do: until rank 0 has written
         return None
-    finally:
-        runtime.all_reduce_sum([0])  # no rank looks for a checkpoint that rank 0 is still writing
     weights = {id(each) for each in optim.trainable(net)}
     values = [[value.numpy() for value in net.state_dict().values() if (id(value) in weights) == part]
               for part in (True, False)]

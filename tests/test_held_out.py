@@ -49,8 +49,8 @@ def test_an_eighth_of_the_training_images_is_kept_out_and_enough_for_the_batch_n
 
 
 def test_of_very_many_images_512_are_kept_out():
-    train = datasets.Split(np.zeros((5000, 8, 8), "uint8"), np.arange(5000) % 3)
-    images = dataclasses.replace(numbered(9), train=train)
+    many = datasets.Split(np.zeros((5000, 8, 8), "uint8"), np.arange(5000) % 3)
+    images = dataclasses.replace(numbered(9), train=many)
     assert len(held_out.apart(images, 0)[1][1]) == 512
 
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_with_another_samplers_state_is_refused(tmp_path):
 
 def test_a_stage_with_a_split_takes_no_sampler_that_adapts():
     split = settings("", stages=(stage(epochs=1, sampler="stratified", split="depth"),))
-    with pytest.raises(UserError, match="--sampler stratified follows the losses of all archs, but a stage"):
+    with pytest.raises(UserError, match="--sampler stratified follows the losses of all archs, but a stage with"):
         recipes.supernet(split, SPACE)
     with pytest.raises(UserError, match="--channel_fairness .* and a stage with `split` exclude each other"):
         recipes.supernet(settings("", stages=(stage(epochs=1, split="depth"),), channel_fairness=True), SPACE)
