@@ -20,7 +20,7 @@ def steps():
     from resnet48.nets.supernet import ResNet48, Supernet
     from resnet48.space.arch import FULL
     from resnet48.system import config, options
-    from resnet48.training import objectives, optim, recipes
+    from resnet48.training import objectives, optim, recipes, samplers
     space = FULL.narrowed(CHANNELS, 1)
     images, labels = paddle.randn([BATCH, 3, SIZE, SIZE]), paddle.randint(0, CLASSES, [BATCH])
     teacher = ResNet48(space.largest(), CLASSES)
@@ -35,11 +35,11 @@ def steps():
         net = Supernet(space, CLASSES)
         optimizer = optim.make_optimizer(net)
         optimizer.set_lr(0.01)
-        moment = objectives.Moment(50, 100, 50.0)
+        moment = samplers.Moment(50, 100, 50.0)
 
         def step(net=net, optimizer=optimizer, stage=stage):
             gradients = objectives.Gradients(net)
-            archs = stage.sampler(0, 50, 100)
+            archs = stage.sampler(0, moment)
             stage.objective.step(net, archs, images, labels, gradients, moment)
             float(sum(gradients.means().values()))
             optimizer.step()

@@ -29,7 +29,7 @@ def inputs(size):
     from resnet48.training import samplers
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH[size], 3, size, size), "uint8")
-    return images, rng.integers(0, CLASSES, BATCH[size]), samplers.sandwich(PUBLISHED, 0, 0, 1, 4)
+    return images, rng.integers(0, CLASSES, BATCH[size]), samplers.sandwich(PUBLISHED, 0, samplers.Moment(0, 1, 0.0), 4)
 
 
 def measure(way, size):

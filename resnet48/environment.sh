@@ -11,19 +11,31 @@ fail() {
 has_packages() {
     "$1" -c 'import sys
 from importlib.util import find_spec
-sys.exit(any(find_spec(name) is None for name in sys.argv[1:]))' paddle paddleslim numpy scipy PIL sklearn \
-        matplotlib yaml tqdm six requests decorator $extra_modules 2>/dev/null
+names = sys.argv[1:] + ["paddleslim"] * (sys.version_info < (3, 13))
+sys.exit(any(find_spec(name) is None for name in names))' paddle numpy scipy PIL sklearn matplotlib yaml tqdm \
+        $extra_modules 2>/dev/null
+}
+
+# Set `base` to a Python of the PATH that has wheels of Paddle: of version 3.10 to 3.$1, python3 itself where it will do.
+find_base() {
+    for name in python3 python3.13 python3.12 python3.11 python3.10; do
+        base=$(command -v $name) || continue
+        "$base" -c 'import sys
+sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, int(sys.argv[1])))' "$1" 2>/dev/null && return
+    done
+    fail "Python 3.10 to 3.$1 is needed, for which $REQUIREMENTS can be installed; the PATH has none of them"
 }
 
 set_up() {
-    base=$(command -v python3) || fail "python3 is not installed; Python 3.10 or newer is needed"
-    "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "Python 3.10 or newer is needed, $base is older"
+    newest=13
     if [ -z "${REQUIREMENTS:-}" ]; then
         REQUIREMENTS=requirements-cpu.txt
         if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
             REQUIREMENTS=requirements.txt
+            newest=12 # of the public index's builds of paddlepaddle-gpu
         fi
     fi
+    find_base $newest
     echo "setting up .venv from $REQUIREMENTS (once; some minutes)"
     "$base" -m venv .venv || fail "cannot make a virtual environment in .venv (on Debian: apt-get install python3-venv)"
     .venv/bin/python -m pip install --quiet -r "$REQUIREMENTS" ${1:+-r "$1"} ||

@@ -34,16 +34,21 @@ class Kind(NamedTuple):
 
     def stages(self):
         """The recipe of one stage."""
-        return [recipes.Stage(lambda seed, step, total_steps: self.archs(step), self.objective, self.roles)]
+        return [recipes.Stage(lambda seed, moment: self.archs(moment.step), self.objective, self.roles)]
+
+
+def at(step, steps=STEPS, epoch=0.0, warming_up=False):
+    """The moment of a step."""
+    return samplers.Moment(step, steps, epoch, warming_up)
 
 
 def sandwich_archs(step):
-    return samplers.sandwich(SPACE, SETTINGS.seed, step, STEPS, 3)
+    return samplers.sandwich(SPACE, SETTINGS.seed, at(step, STEPS), 3)
 
 
 def smallest_then_random(step):
     """No largest one, and at first few blocks: most parameters have no gradient for some steps."""
-    return [("random", SPACE.smallest())] if step < 4 else samplers.uniform(SPACE, SETTINGS.seed, step, STEPS, 1)
+    return [("random", SPACE.smallest())] if step < 4 else samplers.uniform(SPACE, SETTINGS.seed, at(step, STEPS), 1)
 
 
 def uniform_teacher(images):
@@ -94,7 +99,7 @@ def fit(kind, settings, stop_after=None, validate=None, image_set=None, build_fi
     return values(net)
 
 
-def losses_of_step(objective, net, archs, images, labels, moment=objectives.Moment(0, STEPS, 0.0)):
+def losses_of_step(objective, net, archs, images, labels, moment=at(0)):
     """Leave the gradients of one step in the net; the losses by role."""
     gradients = objectives.Gradients(net)
     objective.step(net, archs, images, labels, gradients, moment)

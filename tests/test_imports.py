@@ -16,6 +16,7 @@ TEST_FILES = glob.glob(os.path.join(TESTS, "*.py"))
 #: Packages whose name is not that of the module.
 PACKAGES = {"paddle": "paddlepaddle", "PIL": "pillow", "cv2": "opencv-python", "sklearn": "scikit-learn",
             "yaml": "pyyaml"}
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 OPTIONAL = {"visualdl"}  # for --visualdl, which says how to install it
 
 
@@ -25,10 +26,12 @@ def lines(name):
         return [line.strip() for line in file if not line.startswith("#")]
 
 
-def named(*names):
-    """{package: which versions} of requirement files."""
-    found = [re.fullmatch(r"([a-z0-9-]+)([=<>.0-9]*)( +#.*)?", line) for name in names for line in lines(name)]
-    return {match[1].removesuffix("-gpu"): match[2] for match in found}
+def named(*names, python="3.11"):
+    """{package: which versions} of requirement files, for a version of Python."""
+    found = [re.fullmatch(r"([a-z0-9-]+)([=<>.0-9]*)(?:; (python_version (?:<|>=) \"3.13\"))?( +#.*)?", line)
+             for name in names for line in lines(name)]
+    return {match[1].removesuffix("-gpu").removesuffix("-headless"): match[2] for match in found
+            if not match[3] or ("<" in match[3]) == (python != "3.13")}
 
 
 def imported(files):
@@ -36,17 +39,19 @@ def imported(files):
     return {PACKAGES.get(module, module) for path in files for module in third_party(path)}
 
 
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-cpu.txt"])
-def test_the_requirements_name_all_that_the_program_imports(name):
-    assert imported(PROGRAM) - OPTIONAL <= named(name).keys()
+def test_the_requirements_name_all_that_the_program_imports(name, python):
+    assert imported(PROGRAM) - OPTIONAL <= named(name, python=python).keys()
 
 
 def test_the_requirements_of_the_tests_name_all_else_that_the_tests_import():
     assert imported(TEST_FILES) <= named("requirements-cpu.txt", "tests/requirements.txt").keys()
 
 
-def test_with_and_without_a_gpu_only_paddle_differs():
-    with_gpu, without = named("requirements.txt"), named("requirements-cpu.txt")
+@pytest.mark.parametrize("python", PYTHONS)
+def test_with_and_without_a_gpu_only_paddle_differs(python):
+    with_gpu, without = named("requirements.txt", python=python), named("requirements-cpu.txt", python=python)
     assert with_gpu.pop("paddlepaddle") != without.pop("paddlepaddle") and with_gpu == without
 
 

@@ -2,10 +2,11 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from small_runs import fixed_teacher, losses_of_step
+from small_runs import at, fixed_teacher, losses_of_step
 
 from resnet48.evaluation.accuracy import calibrate_alone
 from resnet48.nets.supernet import ResNet48, Supernet
+from resnet48.system.errors import UserError
 from resnet48.training import objectives, optim
 
 
@@ -298,7 +299,7 @@ def test_every_proxy_puts_the_largest_above_the_smallest(narrow, proxy):
 
 
 def test_a_proxy_that_is_not_there_is_refused(narrow):
-    with pytest.raises(objectives.UserError, match="proxy takes macs, parameters, depth; got 'flops'"):
+    with pytest.raises(UserError, match="proxy takes macs, parameters, depth; got 'flops'"):
         ranking(narrow, proxy="flops")
 
 
@@ -312,7 +313,7 @@ def test_the_ranking_loss_grows_after_the_warm_up_and_adds_to_the_others(superne
     student = distillation(supernet(images, archs[1][1], norm=batch_norm), teacher)
     expected = own[0] + student + weight * objective.ranking_loss(own, [arch for _, arch in archs])
     expected = paddle.grad(expected, optim.trainable(supernet), allow_unused=True)
-    moment = objectives.Moment(7, 100, epoch, warming_up)
+    moment = at(7, 100, epoch, warming_up)
     losses = losses_of_step(objective, supernet, archs, images, labels, moment)
     assert_same_gradients(left_gradients(supernet), expected)
     assert ("ranking" in losses) == (weight > 0)
@@ -331,8 +332,8 @@ def test_every_subnets_loss_counts_fully_at_first_and_then_by_its_size(narrow, r
     objective = complexity_aware(narrow)
     archs = sorted((narrow.sample(rng) for _ in range(5)), key=lambda arch: arch.params())
     archs = [narrow.smallest(), *archs, narrow.largest()]
-    assert [objective.weight(arch, objectives.Moment(0, 100, 0.0)) for arch in archs] == [1.0] * 7
-    later = [objective.weight(arch, objectives.Moment(60, 100, 0.0)) for arch in archs]
+    assert [objective.weight(arch, at(0, 100)) for arch in archs] == [1.0] * 7
+    later = [objective.weight(arch, at(60, 100)) for arch in archs]
     assert later == sorted(later) and later[0] < 0.1 and later[-1] > 1
 
 
@@ -341,6 +342,6 @@ def test_with_a_linear_rate_a_subnets_own_rate_is_a_power_of_the_time_that_is_le
     for step in (0, 30, 60, 80):
         left = 1 - step / 100
         for arch, power in ((narrow.smallest(), 4.0), (narrow.largest(), 0.25)):
-            rate = optim.linear(step, 1.0, 100, 0) * objective.weight(arch, objectives.Moment(step, 100, 0.0))
+            rate = optim.linear(step, 1.0, 100, 0) * objective.weight(arch, at(step, 100))
             assert rate == pytest.approx(left ** power)
-    assert objective.weight(narrow.largest(), objectives.Moment(99, 100, 0.0)) == 4.0  # it is clipped near the end
+    assert objective.weight(narrow.largest(), at(99, 100)) == 4.0  # it is clipped near the end

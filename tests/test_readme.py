@@ -53,8 +53,8 @@ def test_the_layout_names_every_module_and_no_other():
     text = README[README.index("## How the code is laid out"):README.index("## All 45,000")]
     package = os.path.join(ROOT, "resnet48")
     rooms = [name for name in os.listdir(package) if os.path.exists(os.path.join(package, name, "__init__.py"))]
-    modules = {name.removesuffix(".py") for room in rooms for name in os.listdir(os.path.join(package, room))
-               if name.endswith(".py") and name != "__init__.py"}
+    modules = {name.removesuffix(".py") for room in rooms for _, _, names in os.walk(os.path.join(package, room))
+               for name in names if name.endswith(".py") and name != "__init__.py"}
     shown = set()
     for line in text.splitlines():
         if line.startswith("    "):

@@ -63,10 +63,10 @@ def stopping(each, stages, settings, stop_after):
     spans = recipes.in_steps(stages, settings, PER_EPOCH, 1)
     first = next(span.first for span in spans if span.stage is each)
 
-    def sample(seed, step, total_steps):
-        if first + step + 1 == stop_after:
+    def sample(seed, moment):
+        if first + moment.step + 1 == stop_after:
             os.kill(os.getpid(), 15)
-        return each.sampler(seed, step, total_steps)
+        return each.sampler(seed, moment)
 
     return dataclasses.replace(each, sampler=sample)
 
@@ -98,8 +98,8 @@ def test_stages_share_out_the_run_in_proportion_to_their_epochs():
 def test_a_sampler_counts_the_steps_of_its_stage():
     seen = []
 
-    def sampler(seed, step, total_steps):
-        seen.append((step, total_steps))
+    def sampler(seed, moment):
+        seen.append((moment.step, moment.steps))
         return []
 
     stages = [recipes.Stage(sampler, objectives.Standalone(), ("loss",), epochs=epochs) for epochs in (1, 2)]

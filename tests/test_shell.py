@@ -23,7 +23,7 @@ PYTHON = r'''#!/bin/sh
 here=$(dirname "$0")
 case "$*" in
     *find_spec*) [ -f "$here/packages" ]; exit ;;
-    *version_info*) [ ! -f "$here/old" ]; exit ;;
+    *version_info*) [ ! -f "$here/${0##*/} has no wheels" ]; exit ;;
 esac
 echo "${0##*/} $*" >> "$CALLS"
 [ -z "$SEEN" ] || echo "${CUDA_VISIBLE_DEVICES-unset} $*" >> "$SEEN"
@@ -189,6 +189,9 @@ def test_an_environment_that_was_left_half_made_is_completed(machine):
     assert machine.calls()[-1] == f"python {PYTEST}"
 
 
+NO_PYTHON = "Python 3.10 to 3.13 is needed, for which requirements-cpu.txt can be installed; the PATH has none of them"
+
+
 def refusal(machine, script="tests/run.sh", **variables):
     code, _, errors = machine.run(script, **variables)
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -199,9 +202,9 @@ def refusal(machine, script="tests/run.sh", **variables):
 
 @pytest.mark.parametrize("script", SCRIPTS[:2])
 def test_a_step_that_fails_is_one_clear_sentence(machine, script):
-    (machine.bin / "old").touch()
-    assert refusal(machine, script).startswith("Python 3.10 or newer is needed, ")
-    (machine.bin / "old").unlink()
+    (machine.bin / "python3 has no wheels").touch()
+    assert refusal(machine, script) == NO_PYTHON
+    (machine.bin / "python3 has no wheels").unlink()
     (machine.bin / "without_venv").touch()
     assert "cannot make a virtual environment in .venv" in refusal(machine, script)
     (machine.bin / "without_venv").unlink()
@@ -210,7 +213,22 @@ def test_a_step_that_fails_is_one_clear_sentence(machine, script):
     assert refusal(machine, script, PYTHON=str(machine.bin / "python3")).startswith("PYTHON=")
     (machine.bin / "python3").unlink()
     shutil.rmtree(machine.tree / ".venv")
-    assert refusal(machine, script) == "python3 is not installed; Python 3.10 or newer is needed"
+    assert refusal(machine, script) == NO_PYTHON
+
+
+def test_where_python3_has_no_wheels_of_paddle_another_one_of_the_path_is_taken(machine):
+    (machine.bin / "python3 has no wheels").touch()
+    for name in ("python3.9", "python3.10", "python3.12", "python3.14"):
+        machine.install(name, PYTHON)
+    assert machine.run("tests/run.sh")[0] == 0
+    assert machine.calls()[0] == "python3.12 -m venv .venv"
+
+
+def test_on_a_machine_with_a_gpu_the_python_is_one_that_the_gpu_build_exists_for(machine):
+    machine.install("nvidia-smi", NVIDIA_SMI)
+    (machine.bin / "python3 has no wheels").touch()
+    message = refusal(machine, GPU_COUNT="1")
+    assert message == NO_PYTHON.replace("3.13", "3.12").replace("requirements-cpu.txt", "requirements.txt")
 
 
 # ---- from nothing to a submission

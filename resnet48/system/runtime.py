@@ -35,6 +35,8 @@ def start(device: str, join: bool = True, channels_last: bool = False) -> None:
     elif device == "gpu" and not paddle.device.cuda.device_count():
         raise UserError("--device gpu, but Paddle sees no GPU here")
     paddle.set_device(device if device == "cpu" else f"gpu:{paddle.distributed.ParallelEnv().device_id}")
+    if device == "gpu":
+        _require_convolution()
     if channels_last:
         paddle.incubate.autotune.set_config({"layout": {"enable": True}})
     if join and world_size() > 1:
@@ -44,6 +46,23 @@ def start(device: str, join: bool = True, channels_last: bool = False) -> None:
         with _joining_within(int(os.environ.get("FLAGS_stop_check_timeout", SECONDS_TO_JOIN))):
             dist.init_parallel_env()
     log_main(machine.report())
+
+
+def _require_convolution():
+    """Raise `UserError` now, and not when the images have been read, where a GPU's libraries are missing.
+
+    Paddle loads cuDNN and cuBLAS at the first operation that needs them.
+    """
+    try:
+        features = paddle.nn.functional.conv2d(paddle.ones([1, 3, 8, 8]), paddle.ones([4, 3, 3, 3]))
+        float(paddle.matmul(features.flatten(1), paddle.ones([144, 1])))
+    except Exception as error:  # Paddle raises kinds of its own
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = next((line for line in lines if "librar" in line or "Cannot" in line), lines[-1] if lines else error)
+        raise UserError(f"Paddle {paddle.__version__} cannot run a convolution on this GPU ({why}): builds for CUDA "
+                        "11.8 need libcudnn.so.8 and libcublas.so.11 where LD_LIBRARY_PATH finds them, such as the "
+                        "lib folders of the wheels nvidia-cudnn-cu11 and nvidia-cublas-cu11; or train with "
+                        "--device cpu") from None
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ from . import objectives, optim, samplers
 class Stage:
     """Part of a training.
 
-    sampler(seed, step, total steps): (role, arch) pairs of a step of the stage, see `samplers`. roles: all that these
-    and the objective can give. epochs: how long, in proportion to the other stages. lr, warmup: per 256 images and in
+    sampler(seed, moment): (role, arch) pairs of a step of the stage, see `samplers`. roles: all that these and the
+    objective can give. epochs: how long, in proportion to the other stages. lr, warmup: per 256 images and in
     epochs; None as in the settings.
     """
 
@@ -48,22 +48,22 @@ class Span(NamedTuple):
 
     def archs(self, step: int) -> samplers.Pairs:
         """What to train at a step of the run."""
-        return self.stage.sampler(self.seed, step - self.first, self.last - self.first)
+        return self.stage.sampler(self.seed, self.moment(step))
 
     def lr(self, step: int) -> float:
         """The learning rate at a step of the run."""
         return self.lr_of(step - self.first)
 
-    def moment(self, step: int) -> objectives.Moment:
+    def moment(self, step: int) -> samplers.Moment:
         """Where a step of the run is in the stage."""
         own = step - self.first
-        return objectives.Moment(own, self.last - self.first, own / self.steps_per_epoch, own < self.warmup_steps)
+        return samplers.Moment(own, self.last - self.first, own / self.steps_per_epoch, own < self.warmup_steps)
 
 
 def standalone(settings: TrainSettings) -> list[Stage]:
     """The recipe of a net on its own."""
-    objective = objectives.Standalone(settings.label_smoothing)
-    return [Stage(lambda seed, step, total_steps: [], objective, objective.roles)]
+    alone = objectives.Standalone(settings.label_smoothing)
+    return [Stage(lambda seed, moment: [], alone, alone.roles)]
 
 
 def supernet(settings: SupernetSettings, candidates: SearchSpace | samplers.ArchList,
@@ -143,10 +143,11 @@ def _stage(settings, given, candidates, teacher):
         raise UserError(f"--objective {shown(objective_text)} distils from the full net, so it needs --pretrained")
     objective.prepare(candidates, teacher)
 
-    def sample(seed, step, total_steps):
-        return sampler.draw(candidates, seed, step, total_steps, settings.dyna_batch_size, **sampler_values)
+    def sample(seed, moment):
+        return sampler.draw(candidates, seed, moment, settings.dyna_batch_size, **sampler_values)
 
-    sample(settings.seed, 0, 1)  # a wrong --dyna_batch_size shows here and not after the images have been read
+    # A wrong --dyna_batch_size shows here and not after the images have been read.
+    sample(settings.seed, samplers.Moment(0, 1, 0.0))
     lengths = {} if given is None else {"epochs": given.epochs, "lr": given.lr, "warmup": given.warmup}
     return Stage(sample, objective, (*sampler.roles, *objective.roles), **lengths)
 

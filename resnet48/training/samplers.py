@@ -1,7 +1,7 @@
 """Samplers: which subnets a step trains.
 
-A sampler is a pure function of (candidates, seed, step, total steps, count), so that every rank and every resume agree
-and no other random draw is disturbed; it gives (role, arch) pairs. Candidates are a `SearchSpace` or an `ArchList`.
+A sampler is a pure function of (candidates, seed, moment, count), so that every rank and every resume agree and no
+other random draw is disturbed; it gives `count` (role, arch) pairs. Candidates are a `SearchSpace` or an `ArchList`.
 A new one is a function here, a line in SAMPLERS and a YAML file that names it.
 """
 
@@ -16,6 +16,18 @@ from ..system.errors import UserError
 ARCH_STREAM, FAIR_STREAM = 0xA2C4, 0xFA12  # keep these draws apart from those of other users of (seed, step)
 
 Pairs = list[tuple[str, ArchConfig]]
+
+
+class Moment(NamedTuple):
+    """Where a step is in its stage. step: from 0; steps: of the stage; epoch: passes over the images, a fraction.
+
+    warming_up: whether the learning rate still rises.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    warming_up: bool = False
 
 
 class ArchList:
@@ -41,39 +53,40 @@ class ArchList:
 Candidates = SearchSpace | ArchList
 
 
-def uniform(candidates: Candidates, seed: int, step: int, total_steps: int, count: int) -> Pairs:
+def uniform(candidates: Candidates, seed: int, moment: Moment, count: int) -> Pairs:
     """`count` random archs: of a space drawn independently, of a list without replacement."""
     if isinstance(candidates, ArchList):
-        return [("random", candidates.drawn(seed, step * count + i)) for i in range(count)]
-    return [("random", candidates.sample(np.random.default_rng((ARCH_STREAM, seed, step, i)))) for i in range(count)]
+        return [("random", candidates.drawn(seed, moment.step * count + i)) for i in range(count)]
+    streams = [(ARCH_STREAM, seed, moment.step, i) for i in range(count)]
+    return [("random", candidates.sample(np.random.default_rng(stream))) for stream in streams]
 
 
-def sandwich(candidates: Candidates, seed: int, step: int, total_steps: int, count: int) -> Pairs:
+def sandwich(candidates: Candidates, seed: int, moment: Moment, count: int) -> Pairs:
     """The largest, the smallest and `count - 2` random ones (the sandwich rule, arXiv 1903.05134, section 3.1).
 
     Raises `UserError` for a count under 2.
     """
-    return [*_extremes(candidates, count, "sandwich"), *uniform(candidates, seed, step, total_steps, count - 2)]
+    return [*_extremes(candidates, count, "sandwich"), *uniform(candidates, seed, moment, count - 2)]
 
 
-def largest_and_random(candidates: Candidates, seed: int, step: int, total_steps: int, count: int) -> Pairs:
+def largest_and_random(candidates: Candidates, seed: int, moment: Moment, count: int) -> Pairs:
     """The largest and `count - 1` random ones."""
-    return [("largest", candidates.largest()), *uniform(candidates, seed, step, total_steps, count - 1)]
+    return [("largest", candidates.largest()), *uniform(candidates, seed, moment, count - 1)]
 
 
-def fair(candidates: Candidates, seed: int, step: int, total_steps: int, count: int) -> Pairs:
+def fair(candidates: Candidates, seed: int, moment: Moment, count: int) -> Pairs:
     """Strictly fair draws (FairNAS, arXiv 1907.01845, section 3.3).
 
     Every depth of a stage, and every code of a group of tied convolutions, comes once before it comes again, by
     permutations that are independent of each other; so over K = lcm of the numbers of choices, all come equally often.
     With a `count` of K a step is the paper's (K subnets, one update); with fewer, the cycle goes on in the next step.
     """
-    return [("random", _fair_draw(candidates, seed, step * count + i)) for i in range(count)]
+    return [("random", _fair_draw(candidates, seed, moment.step * count + i)) for i in range(count)]
 
 
-def fair_sandwich(candidates: Candidates, seed: int, step: int, total_steps: int, count: int) -> Pairs:
+def fair_sandwich(candidates: Candidates, seed: int, moment: Moment, count: int) -> Pairs:
     """The largest, the smallest and `count - 2` fair draws. Raises `UserError` for a count under 2."""
-    return [*_extremes(candidates, count, "fair sandwich"), *fair(candidates, seed, step, total_steps, count - 2)]
+    return [*_extremes(candidates, count, "fair sandwich"), *fair(candidates, seed, moment, count - 2)]
 
 
 class Sampler(NamedTuple):
