@@ -1,0 +1,116 @@
+"""What a study trains and evaluates: one task at a time, in this process, with a result that is plain data."""
+
+import csv
+import dataclasses
+import functools
+import os
+import shutil
+import time
+
+from ..evaluation import accuracy, evaluator, prefix_tree
+from ..images import datasets
+from ..nets.initial_weights import initialize
+from ..nets.supernet import ResNet48, Supernet, zero_residuals
+from ..space.arch import ArchConfig, SearchSpace, named_space
+from ..space.arch_list import Entry
+from ..system import config, files, runtime
+from ..system.options import SampledSpaceSettings, SpaceSettings, TrainSettings
+from ..training import checkpoint, loop, recipes
+
+COUNTS = ("top1", "top5")  # the columns of an evaluation
+CALIBRATION_SEED = 0  # the same images for every supernet
+
+
+def space_of(settings: SampledSpaceSettings | SpaceSettings) -> SearchSpace:
+    """The space that is sampled, over the base widths of the settings."""
+    return named_space(settings.space).narrowed(settings.channels(), settings.divisor)
+
+
+def load_images(settings: TrainSettings) -> datasets.ImageSet:
+    """The images of a training; the same object for the same settings."""
+    return _loaded(_which(settings))
+
+
+def _which(settings):
+    """The arguments of `datasets.load`."""
+    return (settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
+            settings.skip_bad_images, settings.cache_dir)
+
+
+@functools.cache
+def _loaded(which):
+    return datasets.load(*which)
+
+
+def train_arch(arch: ArchConfig, settings: TrainSettings) -> dict:
+    """Train one arch on its own, or go on with it; what came out, as plain data."""
+    images = load_images(settings)
+    accuracies = _fit(ResNet48(arch, len(images.classes)), recipes.standalone(settings), images, settings,
+                      _validate(_which(settings), settings.batch_size))
+    return {"top1": accuracies["val"], "val_images": len(images.val), **_of_training(settings)}
+
+
+def train_supernet(space: SearchSpace, settings: TrainSettings) -> dict:
+    """Train a supernet, or go on with it. No accuracy of any arch is looked at."""
+    images = load_images(settings)
+    _fit(Supernet(space, len(images.classes)), recipes.supernet(settings, space), images, settings, None)
+    return _of_training(settings)
+
+
+def evaluate(archs: list[ArchConfig], space: SearchSpace, settings: TrainSettings, val_images: int, folder: str,
+             trained: bool) -> dict:
+    """Counts of all archs with the weights in `settings.save_dir` or, unless trained, with random ones.
+
+    folder: of the evaluation's journal, which is removed when all is counted.
+    """
+    images, started = load_images(settings), time.perf_counter()
+    if trained:
+        found = checkpoint.load(settings.save_dir)
+        net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
+    else:
+        runtime.seed_everything(settings.seed)
+        net, digest = Supernet(space, len(images.classes)), f"random {settings.init} {settings.seed}"
+        initialize(net, settings.init)
+    sample = _sample(_which(settings), val_images, settings.calib_images)
+    entries = [Entry(arch.code, arch.code, arch) for arch in archs]
+    steps = prefix_tree.traversal(archs)
+    journal = evaluator.open_journal(folder, digest, entries, steps, net, sample)
+    counts, total = evaluator.evaluate_list(net, journal, steps, sample)
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"images": total, "weights": digest, "archs": [arch.code for arch in archs],
+            "counts": {name: column.tolist() for name, column in zip(COUNTS, counts.T)},
+            "seconds": time.perf_counter() - started}
+
+
+@functools.cache
+def _validate(which, batch_size):
+    return accuracy.validate_standalone(_loaded(which), batch_size)
+
+
+@functools.cache
+def _sample(which, val_images, calib_images):
+    return accuracy.Sample.of(_loaded(which), val_images, calib_images, CALIBRATION_SEED)
+
+
+def _fit(net, stages, images, settings, validate):
+    loop.require_runnable(images, settings)
+    runtime.seed_everything(settings.seed)
+    initialize(net, settings.init)
+    if settings.zero_residuals:
+        zero_residuals(net)
+    return loop.fit(net, stages, images, settings, validate)
+
+
+def _of_training(settings):
+    return {"seconds": _seconds(settings), "settings": config.as_data(dataclasses.replace(settings, save_dir="")),
+            "versions": runtime.versions()}
+
+
+def _seconds(settings):
+    """Seconds that all steps of a run have taken, whatever processes it has been interrupted into."""
+    with open(os.path.join(settings.save_dir, "metrics.csv"), newline="") as file:
+        rows, last, seconds = csv.DictReader(file), 0, 0.0
+        for row in rows:
+            seconds += (int(row["step"]) - last) * settings.batch_size / float(row["images_per_s"])
+            last = int(row["step"])
+    return seconds
