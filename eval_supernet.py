@@ -16,8 +16,8 @@ from resnet48.images import datasets
 from resnet48.nets import supernet
 from resnet48.nets.export import require_path, save_inference
 from resnet48.ranking import score as scoring, submission
-from resnet48.space import arch_list
-from resnet48.space.arch import FULL, ArchConfig
+from resnet48.space import arch_list, space_file
+from resnet48.space.arch import ANY, ArchConfig
 from resnet48.system import config, files, options, runtime
 from resnet48.system.errors import UserError, exit_on_user_error, shown
 from resnet48.training import checkpoint, resume
@@ -65,8 +65,8 @@ def evaluated(net, digest, entries, sample, settings, root):
     if settings.one_by_one:
         return evaluator.counts_one_by_one(net, archs, sample, settings.batch_size)
     steps = prefix_tree.traversal(archs)
-    journal = evaluator.open_journal(root, digest, entries, steps, net, sample, settings.precision, settings.chunk,
-                                     settings.fresh)
+    journal = evaluator.open_journal(root, digest, entries, steps, net, sample,
+                                     runtime.usable_precision(settings.precision), settings.chunk, settings.fresh)
     return evaluator.evaluate_list(net, journal, steps, sample)
 
 
@@ -81,7 +81,7 @@ def dry_run(net, digest, entries, images, settings):
 def plan(settings):
     """Say what an evaluation would cost: nodes, MACs, time, memory, disk."""
     config.require(settings, "archs")
-    space = FULL.narrowed(settings.channels(), settings.divisor)
+    space = space_file.of(settings)
     entries = arch_list.read_list(settings.archs, space)
     chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
     print(evaluator.plan_text([entry.arch for entry in chosen], settings.image_size, settings.images,
@@ -94,7 +94,7 @@ def status(settings):
     journal = Journal.newest(journal_root(settings.output))
     print(evaluator.status_text(journal))
     if settings.write:
-        archs = [ArchConfig.parse(code, allow_untied=True) for _, code in journal.plan["codes"]]
+        archs = [ArchConfig.parse(code, ANY, allow_untied=True) for _, code in journal.plan["codes"]]
         files.require_output("--write", settings.write, {},
                              lambda path: submission.reason_to_keep(path, archs, finished_too=True))
         print(submission.write_partial(settings.write, journal.plan["codes"], *journal.counts(),

@@ -15,7 +15,7 @@ from resnet48.images import datasets
 from resnet48.nets.initial_weights import initialize
 from resnet48.nets.supernet import ResNet48, extract, zero_residuals
 from resnet48.ranking import submission
-from resnet48.space import arch_list
+from resnet48.space import arch_list, space_file
 from resnet48.space.arch import FULL, ArchConfig
 from resnet48.system import config, files, options, runtime
 from resnet48.system.errors import UserError, exit_on_user_error, shown
@@ -28,7 +28,7 @@ def run(settings):
     """Train and/or evaluate one subnet on its own."""
     config.require(settings, "arch")
     images = start(settings)
-    space = FULL.narrowed(settings.channels(), settings.divisor)
+    space = space_file.of(settings)
     arch = ArchConfig.parse(settings.arch, space, allow_untied=True)
     if settings.mode != "eval":
         return train_one(arch, images, settings, lambda: accuracy.validate_standalone(images, settings.batch_size),
@@ -42,7 +42,7 @@ def run(settings):
 def truth(settings):
     """Train every subnet of a list on its own and write their accuracies; resumes where it stopped."""
     config.require(settings, "archs")
-    space = FULL.narrowed(settings.channels(), settings.divisor)
+    space = space_file.of(settings)
     entries = arch_list.read_list(settings.archs, space)[:settings.limit]
     files.require_output("--truth", settings.truth, {},
                          lambda path: submission.reason_to_keep(path, [arch for _, _, arch in entries],
@@ -105,7 +105,8 @@ def initial_net(arch, images, path, settings):
     if ArchConfig.parse(arch.code, supernet.space) != arch:
         widths = ",".join(map(str, supernet.space.base_channels))
         raise UserError(f"{shown(path)} is a supernet of other widths; it needs --base_channels {widths} "
-                        f"--divisor {supernet.space.divisor}")
+                        f"--divisor {supernet.space.divisor}"
+                        + ("" if supernet.space.ratios == FULL.ratios else " and the --space that it was trained in"))
     net = extract(supernet, arch)
     # The running statistics of a supernet belong to none of its subnets.
     accuracy.calibrate_alone(net, accuracy.calibration_images(images, settings.calib_images, settings.seed))

@@ -12,24 +12,26 @@ from resnet48.evaluation import accuracy
 from resnet48.images import datasets
 from resnet48.nets.initial_weights import initialize
 from resnet48.nets.supernet import Supernet, extract, sort_channels, zero_residuals
-from resnet48.space.arch import FULL, named_space
+from resnet48.space import space_file
+from resnet48.space.arch import FULL
 from resnet48.system import config, options, runtime
 from resnet48.system.errors import exit_on_user_error
-from resnet48.training import checkpoint, loop, recipes
+from resnet48.system.options import is_space_file
+from resnet48.training import checkpoint, loop, recipes, resume
 
 RECIPE = os.path.join(config.RECIPES, "sandwich.yaml")
 
 
 def run(settings):
     """Train the supernet."""
-    sampled = named_space(settings.space).narrowed(settings.channels(), settings.divisor)
+    sampled = resume.sampled_space(settings)
     runtime.start(settings.device, channels_last=settings.channels_last)
     runtime.log_main(config.dump(settings))
     images = datasets.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
                            settings.skip_bad_images, settings.cache_dir)
     loop.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
-    net, teacher = initial_nets(images, settings)
+    net, teacher = initial_nets(images, settings, sampled)
     stages = recipes.supernet(settings, sampled, teacher)
 
     def validate_of(some_images):
@@ -43,9 +45,12 @@ def run(settings):
         runtime.log_main(f"trained: {settings.save_dir}/final.pdparams")
 
 
-def initial_nets(images, settings):
-    """The supernet to train and, with `--pretrained`, the full net as it was given, in evaluation mode."""
-    space = FULL.narrowed(settings.channels(), settings.divisor)
+def initial_nets(images, settings, sampled):
+    """The supernet to train and, with `--pretrained`, the full net as it was given, in evaluation mode.
+
+    The supernet of a named space serves the full space, that of a file's serves this one.
+    """
+    space = sampled if is_space_file(settings.space) else space_file.narrowed(FULL, settings)
     net = Supernet(space, len(images.classes))
     if not settings.pretrained:
         initialize(net, settings.init)

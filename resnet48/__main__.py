@@ -14,7 +14,8 @@ import numpy as np
 
 from .evaluation import journal
 from .images import cache_files
-from .space.arch import FULL, ArchConfig, ArchError, named_space
+from .space import space_file
+from .space.arch import ArchConfig, ArchError
 from .system import config, files, locks, machine, options, signals, streams
 from .system.errors import UserError, exit_on_user_error
 
@@ -25,7 +26,7 @@ FIRST_WORD = {"describe": "arch", "sample": "count", "study": "config"}
 def describe(settings) -> None:
     """describe CODE: widths, MACs and parameters of one arch, stage by stage."""
     config.require(settings, "arch")
-    space = FULL.narrowed(settings.channels(), settings.divisor)
+    space = space_file.of(settings)
     arch = ArchConfig.parse(settings.arch, space, allow_untied=True)
     print(f"{arch.code} at {settings.image_size} px, {settings.num_classes} classes\n")
     print(_aligned(_rows(arch, settings.image_size, settings.num_classes)))
@@ -39,7 +40,10 @@ def sample(settings) -> None:
     """sample N --output FILE: a list of N different random archs, in the official format."""
     config.require(settings, "count", "output")
     files.require_writable(settings.output)
-    space = named_space(settings.space)
+    space = space_file.find(settings.space)
+    if settings.count > space.size():
+        raise UserError(f"there are only {space.size()} archs in the {settings.space} space, fewer than the "
+                        f"{settings.count} that were asked for")
     rng, codes = np.random.default_rng(settings.seed), {}
     while len(codes) < settings.count:
         codes[space.sample(rng).code] = None

@@ -128,6 +128,13 @@ def test_running_again_says_that_all_is_there_and_writes_the_same(tmp_path, weig
     assert_as_undisturbed(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_on_a_cpu_half_precision_is_noted_and_float32_computed(tmp_path, weights, archs, undisturbed, precision):
+    said = good(call(SCRIPT, *evaluation.words(weights, archs, tmp_path / "s.json", "--precision", precision))).out
+    assert f"--precision {precision} has no effect on a CPU" in said
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
 def test_one_by_one_and_kept_images_give_the_same_submission(tmp_path, weights, archs, undisturbed):
     for more in (("--one_by_one",), ("--cache_dir", tmp_path / "cache")):
         good(call(SCRIPT, *evaluation.words(weights, archs, tmp_path / "s.json", *more)))

@@ -1,6 +1,6 @@
 """Five steps of training with batch norm in evaluation mode, on as many ranks as it is launched on.
 
-python3 train_ranks.py GLOBAL_BATCH OUTPUT: rank 0 writes the weights to OUTPUT.standalone and OUTPUT.sandwich.
+python3 train_ranks.py GLOBAL_BATCH OUTPUT [gpu]: rank 0 writes the weights to OUTPUT.standalone and OUTPUT.sandwich.
 Batch norm in training mode uses the statistics of each rank's own batch, so only in evaluation mode is the result the
 same on one rank and on two. In float64, where that can be told from rounding.
 """
@@ -38,7 +38,7 @@ def main(kind, global_batch, output):
     batch_size = global_batch // world_size
     taken = loader.batches(images, 0, STEPS, batch_size, 0, rank, world_size, print)
     for step, (pixels, labels) in enumerate(taken):
-        archs = samplers.sandwich(space, 0, step, STEPS, 3)
+        archs = samplers.sandwich(space, 0, samplers.Moment(step, STEPS, 0.0), 3)
         objective.step(net, archs, datasets.normalize(pixels).astype("float64"), labels, objectives.Gradients(net),
                        None)
         runtime.average_gradients(optim.trainable(net), False)
@@ -49,7 +49,7 @@ def main(kind, global_batch, output):
 
 
 if __name__ == "__main__":
-    runtime.start("cpu")
+    runtime.start(sys.argv[3] if len(sys.argv) > 3 else "cpu")
     paddle.set_default_dtype("float64")
     for what in ("standalone", "sandwich"):
         main(what, int(sys.argv[1]), sys.argv[2])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from ..space import description
-from ..space.arch import FULL, ArchConfig, SearchSpace
+from ..space.arch import ANY, FULL, ArchConfig, SearchSpace
 from ..space.arch_list import Entry, entry_problem, json_kind, read_accuracies, read_list, read_object
 from ..space.checks import check_image_size
 from ..system import files
@@ -112,7 +112,7 @@ def reason_to_keep(path: str, archs: Sequence[ArchConfig], finished_too: bool = 
     counts and the manifest of an evaluation.
     """
     try:
-        entries, accuracies = read_accuracies(path, "file")
+        entries, accuracies = read_accuracies(path, "file", ANY)
     except UserError:
         return "is there already and is neither an arch list nor a submission"
     kept = {arch.code for arch in archs}
@@ -193,7 +193,11 @@ def verify(submission_path: str, list_path: str, checkpoint_digest: str | None =
     checkpoint_digest: SHA-256 (64 hex digits) of the checkpoint that it must have come from, if known.
     Raises `UserError` where a file cannot be read as JSON or the list itself is malformed.
     """
-    entries = read_list(list_path)
+    try:
+        space, _, _ = read_manifest_net(submission_path)
+    except UserError:  # which is among the findings
+        space = FULL
+    entries = read_list(list_path, space)
     content = read_object(submission_path, "submission")
     return (_key_findings(content, entries) + _value_findings(content, entries)
             + _manifest_findings(submission_path, list_path, checkpoint_digest, allow_unfinished))

@@ -4,6 +4,7 @@ An arch code has 51 digits: 4 depths, 1 stem, and 46 block digits, two for each 
 The published list writes a leading `1` (image size 224) before them; both forms are read, 51 digits are written.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 
@@ -57,6 +58,11 @@ class SearchSpace:
         """The net with the fewest blocks, all at the last allowed digit."""
         return self._uniform([fewest for fewest, _ in self.depths], which=-1)
 
+    def size(self) -> int:
+        """How many archs there are."""
+        return math.prod(sum(len(digits) ** (depth + 1) for depth in range(fewest, most + 1))
+                         for (fewest, most), digits in zip(self.depths, self.codes[1:]))
+
     def sample(self, rng: np.random.Generator) -> "ArchConfig":
         """A random arch: depths and digits are uniform and independent, except where shortcuts tie widths. rng: a numpy
         Generator.
@@ -107,12 +113,15 @@ FULL = SearchSpace("full")
 #: The digits that occur in the 45,000 published archs.
 PUBLISHED = SearchSpace("published", codes=("123", "123", "123", "12345", "1234567"))
 SPACES = {space.name: space for space in (PUBLISHED, FULL)}
+#: For reading codes of any space, where only the codes count.
+ANY = SearchSpace("any", ratios=tuple(1 - digit / 10 for digit in range(9)), depths=tuple((1, most) for most in CAPACITY),
+                  codes=("123456789",) * 5)
 
 
 def named_space(name: str) -> SearchSpace:
     """A space by its name. Raises `UserError` for one that is not there."""
     if name not in SPACES:
-        raise UserError(f"--space takes {', '.join(SPACES)}; got {quoted(name)}")
+        raise UserError(f"--space takes {', '.join(SPACES)} or the path of a .yaml file; got {quoted(name)}")
     return SPACES[name]
 
 

@@ -22,6 +22,9 @@ def check_space(name: str, base_channels: tuple, divisor: int, ratios: tuple, de
                         f"{MAX_WIDTH}")
     if not is_tuple(ratios) or not 1 <= len(ratios) <= 9 or not all(map(_is_ratio, ratios)):
         raise UserError(f"ratios takes one to nine numbers above 0 and up to 1, such as 1.0,0.95; got {quoted(ratios)}")
+    if any(after >= before for before, after in zip(ratios, ratios[1:])):
+        raise UserError(f"ratios must fall from one to the next, so that the digit 1 is the widest; got "
+                        f"{quoted(ratios)}")
     if not is_tuple(depths, 4) or not all(
             is_tuple(pair, 2) and is_whole(pair[0], 1, most) and is_whole(pair[1], pair[0], most)
             for pair, most in zip(depths, CAPACITY)):
@@ -31,6 +34,11 @@ def check_space(name: str, base_channels: tuple, divisor: int, ratios: tuple, de
     if not is_tuple(codes, 5) or not all(isinstance(digits, str) and digits and len(digits) <= len(known)
                                          and set(digits) <= set(known) for digits in codes):
         raise UserError(f"codes takes the digits, of {known}, that stem and stages 1..4 allow; got {quoted(codes)}")
+    if any(list(digits) != sorted(set(digits)) for digits in codes):
+        raise UserError(f"codes takes each digit once and in rising order; got {quoted(codes)}")
+    if not set(codes[1]) <= set(codes[0]):
+        raise UserError(f"codes must allow for the stem what it allows for stage 1, whose shortcuts tie them; got "
+                        f"{quoted(codes)}")
 
 
 def check_classes(value: object) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..images import loader
 from ..images.datasets import ImageSet, Split
+from ..space import space_file
 from ..space.arch import ArchConfig, SearchSpace
 from ..system import config
 from ..system.config import MAX_SEED
@@ -93,8 +94,15 @@ def make(settings: StudySettings) -> Plan:
     if not names or "" in names or len(set(names)) < len(names) or not all(map(_is_name, names)):
         raise UserError("a study compares the recipes of `supernets`, each with a name of its own made of letters, "
                         f"digits, blanks and signs other than / and :, got {quoted(names)}")
-    images, space = trainings.load_images(truth), trainings.space_of(recipes[0])
-    if any(trainings.space_of(each) != space for each in recipes):
+    for flag, given, known in (("scores", settings.scores, SCORES), ("free", settings.free, FREE)):
+        for name in words(given):
+            if name not in known:
+                raise UserError(f"--{flag} takes {', '.join(known)}; got {quoted(name)}")
+    if settings.default and settings.default not in names:
+        raise UserError(f"--default takes one of the recipes ({', '.join(names)}), got {quoted(settings.default)}")
+    contrasts = _contrasts(settings, names)
+    images, space = trainings.load_images(truth), space_file.of(recipes[0])
+    if any(space_file.of(each) != space for each in recipes):
         raise UserError("all recipes of a study must have one space; give it under `shared`")
     size = images.size, len(images.classes)
     tenths = archs.spread(space, settings.spread, settings.arch_seed, *size)
@@ -114,13 +122,7 @@ def make(settings: StudySettings) -> Plan:
                       for seed in _seeds(recipe.seeds, f"supernets, {recipe.name}")]
     truth_tasks = _truth_tasks(truth, (*tenths, *bands), size, len(images.train), context)
     plan = Plan(settings, space, images, tenths, bands, truth_tasks, supernets, [], subnet_images,
-                _contrasts(settings, names))
-    if settings.default and settings.default not in names:
-        raise UserError(f"--default takes one of the recipes ({', '.join(names)}), got {quoted(settings.default)}")
-    for flag, given, known in (("scores", settings.scores, SCORES), ("free", settings.free, FREE)):
-        for name in words(given):
-            if name not in known:
-                raise UserError(f"--{flag} takes {', '.join(known)}; got {quoted(name)}")
+                contrasts)
     return dataclasses.replace(plan, scores=_score_tasks(plan, everything, float(macs)))
 
 

@@ -11,19 +11,14 @@ from ..evaluation import accuracy, evaluator, prefix_tree
 from ..images import datasets
 from ..nets.initial_weights import initialize
 from ..nets.supernet import ResNet48, Supernet, zero_residuals
-from ..space.arch import ArchConfig, SearchSpace, named_space
+from ..space.arch import ArchConfig, SearchSpace
 from ..space.arch_list import Entry
 from ..system import config, files, runtime
-from ..system.options import SampledSpaceSettings, SpaceSettings, TrainSettings
+from ..system.options import TrainSettings
 from ..training import checkpoint, loop, recipes
 
 COUNTS = ("top1", "top5")  # the columns of an evaluation
 CALIBRATION_SEED = 0  # the same images for every supernet
-
-
-def space_of(settings: SampledSpaceSettings | SpaceSettings) -> SearchSpace:
-    """The space that is sampled, over the base widths of the settings."""
-    return named_space(settings.space).narrowed(settings.channels(), settings.divisor)
 
 
 def load_images(settings: TrainSettings) -> datasets.ImageSet:

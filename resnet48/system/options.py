@@ -14,14 +14,38 @@ OLD_RECIPES = {"sandwich": ("sandwich", "in_place_distillation"), "demo": ("unif
 
 # --- groups -----------------------------------------------------------------------------------------------------------
 
+def is_space_file(text: str) -> bool:
+    """Whether `--space` names a file: it ends as YAML files do."""
+    return text.endswith((".yaml", ".yml"))
+
+
+def _space(default, purpose):
+    return option(default, f"{purpose}: published (what the 45,000 keep to), full, or a YAML file with a space of your "
+                           "own", old_words={"pool": "published"}, path=True)
+
+
 @dataclass
 class SpaceSettings(Settings):
-    """How wide the net is; a narrow copy lets the full pipeline run on a CPU."""
+    """What a code means and how wide the net is; a narrow copy lets the full pipeline run on a CPU.
 
-    base_channels: str = option("64,128,256,512", "widths of stages 1..4 at ratio 1, in channels", listable=True)
-    divisor: int = option(8, "widths are rounded to a multiple of this", ge=1)
+    base_channels and divisor of a space that is a file stay None where only the file says them.
+    """
 
-    def channels(self) -> tuple[int, ...]:
+    space: str = _space("full", "the space that codes are read in")
+    base_channels: str | None = option(None, "widths of stages 1..4 at ratio 1, in channels [64,128,256,512, or "
+                                             "what the YAML of --space says]", listable=True)
+    divisor: int | None = option(None, "widths are rounded to a multiple of this [8, or what the YAML of --space says]",
+                                 ge=1)
+
+    def __post_init__(self):
+        if not is_space_file(self.space):
+            self.base_channels = "64,128,256,512" if self.base_channels is None else self.base_channels
+            self.divisor = self.divisor or 8
+
+    def channels(self) -> tuple[int, ...] | None:
+        """The base widths, or None for those of the space's file."""
+        if self.base_channels is None:
+            return None
         try:
             return tuple(int(width) for width in self.base_channels.split(","))
         except ValueError:
@@ -49,8 +73,7 @@ class ImageSettings(Settings):
 class SampledSpaceSettings(Settings):
     """Which subnets are drawn."""
 
-    space: str = option("published", "which subnets are sampled: published (what the 45,000 keep to) or full",
-                        old_words={"pool": "published"})
+    space: str = _space("published", "which subnets are sampled")
 
 
 @dataclass
@@ -190,7 +213,8 @@ class StageSettings(Settings):
 
 
 @dataclass
-class SupernetSettings(TrainSettings, SampledSpaceSettings):
+class SupernetSettings(TrainSettings):
+    space: str = _space("published", "which subnets are sampled")
     save_dir: str = option("output/supernet", "folder for checkpoints, config.yaml and metrics.csv", resumable=True,
                            path=True)
     dyna_batch_size: int = option(4, "subnets per step, the largest included where the sampler draws it", ge=1)
@@ -275,7 +299,7 @@ class SampleSettings(SampledSpaceSettings, SeedSettings):
 # --- the study -------------------------------------------------------------------------------------------------------
 
 @dataclass
-class StudiedTruthSettings(TrainSettings, SampledSpaceSettings):
+class StudiedTruthSettings(TrainSettings):
     """`truth` of a study file: how each arch is trained on its own."""
 
     seeds: str = option("0,1", "every arch is trained with the first of these, every second arch with all of them",

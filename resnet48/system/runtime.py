@@ -113,6 +113,14 @@ def _told(reader, seconds):
     return os.read(reader, 4096) if select.select([reader], [], [], seconds)[0] else b""
 
 
+def usable_precision(name: str) -> str:
+    """The precision that this device computes in where `name` (fp32, bf16, fp16) is asked for; notes a difference."""
+    if name != "fp32" and not paddle.device.get_device().startswith("gpu"):
+        log_main(f"note: --precision {name} has no effect on a CPU, where Paddle computes in float32")
+        return "fp32"
+    return name
+
+
 def rank() -> int:
     return dist.get_rank()
 

@@ -218,9 +218,7 @@ def require_runnable(images: datasets.ImageSet, settings: TrainSettings) -> None
         settings.warmup_steps
     if warmup > settings.max_epoch * per_epoch:
         runtime.log_main("note: the warm-up is longer than the run, which never reaches its learning rate")
-    if settings.precision != "fp32" and not paddle.device.get_device().startswith("gpu"):
-        runtime.log_main(f"note: --precision {settings.precision} has no effect on a CPU, where Paddle computes in "
-                         "float32")
+    runtime.usable_precision(settings.precision)
 
 
 def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.ImageSet, settings: TrainSettings,

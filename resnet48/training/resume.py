@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import paddle
 
+from ..space import description, space_file
+from ..space.arch import SearchSpace
 from ..system import config, runtime
 from ..system.errors import UserError, quoted, shown
-from ..system.options import TrainSettings
+from ..system.options import SupernetSettings, TrainSettings, is_space_file
 from . import checkpoint, recipes
 
 #: What the checkpoint notes of a run and a resume must find again: its name in state.json, and how to call it.
@@ -38,6 +40,22 @@ def find(net: paddle.nn.Layer, facts: dict, settings: TrainSettings) -> checkpoi
         _require_same_settings(found, settings)
         _require_own_folder(found, settings)
     return found
+
+
+def sampled_space(settings: SupernetSettings) -> SearchSpace:
+    """The space whose subnets a supernet's training samples: of `--space`, over the widths that the settings give.
+
+    Where `--space` is a file that is gone, and the training resumes, it is the space that the checkpoint carries.
+    Raises `UserError` as `space_file.of` does.
+    """
+    if is_space_file(settings.space) and not os.path.lexists(settings.space):
+        found = _checkpoint(settings)
+        if found and is_space_file(str(found.state.get("settings", {}).get("space"))):
+            what, _ = description.read(found.state.get("net"))
+            if isinstance(what, SearchSpace):
+                runtime.log_main(f"note: there is no file {settings.space}; the space is that of {found.path}")
+                return space_file.narrowed(what, settings)
+    return space_file.of(settings)
 
 
 def unfinished(state: dict) -> str | None:
@@ -122,15 +140,21 @@ def _require_unchanged(found, facts):
 
 
 def _require_same_net(found, net):
-    if checkpoint.describe(net) != found.state["net"]:
-        raise UserError(f"{_named(found)}: this is a checkpoint of another net: {_shown(found.state['net'])}; "
-                        f"the settings ask for {_shown(checkpoint.describe(net))}")
+    was, now = found.state["net"], checkpoint.describe(net)
+    if was != now:
+        before, after = was | was.get("space", {}), now | now.get("space", {})
+        changed = [f"{name} {quoted(before[name])} then, {quoted(value)} now" for name, value in after.items()
+                   if name != "space" and name in before and before[name] != value]
+        raise UserError(f"{_named(found)}: this is a checkpoint of another net: {_shown(was)}; the settings ask for "
+                        f"{_shown(now)} ({'; '.join(changed)})")
 
 
 def _require_same_settings(found, settings):
     before, now = config.current(type(settings), found.state["settings"]), config.as_data(settings)
     resumable = sorted(item.name for item in dataclasses.fields(settings) if item.metadata["resumable"])
     for name, value in now.items():
+        if name == "space" and all(map(is_space_file, map(str, (value, before.get(name))))):
+            continue  # what the files say is compared with the net
         if name not in resumable and name in before and before[name] != value:
             others = ", ".join(name for name in resumable if name in before)
             raise UserError(f"{_named(found)}: --{name} was {shown(str(before[name]))} and is now "
