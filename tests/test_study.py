@@ -1,17 +1,21 @@
 """A study as a whole: it is planned at equal cost, shared by processes, goes on after a kill, and reports."""
 
+import glob
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
 import time
 
 import pytest
 import yaml
-from commands import NARROW, call, environment, good, image_folder, refusal  # noqa: F401
+from commands import call, command, environment, good, image_folder
 from processes import start
 
 from resnet48.space.arch import FULL
-from resnet48.study import plan, runner
+from resnet48.study import archs, plan, runner
 from resnet48.system import config, options
 from resnet48.system.errors import UserError
 
@@ -22,6 +26,7 @@ FILE = {"spread": 4, "bands": 2, "subnet_epochs": 4, "random_weights": 1, "resam
         "supernets": [{"name": "sandwich", "recipe": "sandwich", "seeds": "0,1", "dyna_batch_size": 2},
                       {"name": "one by one", "recipe": "uniform", "seeds": "0", "dyna_batch_size": 1}],
         "contrasts": [{"one": "sandwich", "other": "one by one"}, {"one": "sandwich", "other": "macs"}]}
+DRAWS = 200
 TASKS = 6 + 3 + 3 + 4  # trainings of six archs, of three of them again, of supernets; evaluations
 
 
@@ -29,7 +34,7 @@ TASKS = 6 + 3 + 3 + 4  # trainings of six archs, of three of them again, of supe
 def few_draws():
     """Choosing archs is another test's matter."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resnet48.study.archs.DRAWS", 200)
+        patch.setattr(archs, "DRAWS", DRAWS)
         yield
 
 
@@ -63,17 +68,20 @@ def results(folder):
     return found
 
 
+def done(folder):
+    return glob.glob(str(folder / "out" / "*" / "*.json"))
+
+
 def without_times(found):
-    return {path: {name: value for name, value in content.items() if name != "seconds"}
+    # The digest of weights is of a file, which also holds names that Paddle counts up inside a process.
+    return {path: {name: value for name, value in content.items() if name not in ("seconds", "weights")}
             for path, (content, _) in found.items()}
 
 
-def work(path):
+def work(path, *words):
     """In a process of its own."""
-    runner.archs_draws = None
-    from resnet48.study import archs
-    archs.DRAWS = 200
-    call("-m resnet48", "study", path)
+    archs.DRAWS = DRAWS
+    good(call("-m resnet48", "study", path, *words))
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -201,3 +209,82 @@ def test_a_part_of_a_study_can_be_run_alone_and_reported_as_unfinished(undisturb
     assert "**Unfinished: 3 of truth are missing.**" in (tmp_path / "out" / "study.md").read_text()
     once = without_times(results(undisturbed[0]))
     assert without_times(results(tmp_path)).items() <= once.items()
+
+
+def test_killed_at_any_point_a_study_goes_on_and_finds_the_same(undisturbed, images, tmp_path):
+    """In turn after some results, one more each time, and in the middle of a training, which has a checkpoint then."""
+    once, path = without_times(results(undisturbed[0])), written(tmp_path, images)
+    for least in (1, 4, 13):
+        process = start(work, path)
+        while process.is_alive() and len(done(tmp_path)) < least:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert without_times(results(tmp_path)).items() <= once.items()
+    before = results(tmp_path)
+    good(call("-m resnet48", "study", path))
+    after = results(tmp_path)
+    assert without_times(after) == once and all(after[path] == before[path] for path in before)
+    with open(tmp_path / "out" / "study.json") as file, open(undisturbed[0] / "out" / "study.json") as other:
+        assert json.load(file)["rankings"] == json.load(other)["rankings"]
+
+
+def test_a_training_that_was_killed_resumes_from_its_checkpoint(images, tmp_path):
+    path = written(tmp_path, images, truth={"max_epoch": 4})
+    process = start(work, path, "--only", "truth")
+    while not glob.glob(str(tmp_path / "out" / "truth" / "*" / "checkpoints" / "step-0*")):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    (log,) = glob.glob(str(tmp_path / "out" / "truth" / "*.log"))
+    copy = str(tmp_path / "copy")
+    os.link(log, copy)  # it is removed when the training is done
+    good(call("-m resnet48", "study", path, "--only", "truth"))
+    with open(copy) as file:
+        assert re.search(r"resumed .*step-0\d+ at step \d+", file.read())
+
+
+def test_processes_share_the_work_and_do_nothing_twice(undisturbed, images, tmp_path):
+    """One of them is killed; whatever it had under way another one takes over."""
+    path = written(tmp_path, images)
+    processes = [start(work, path) for _ in range(3)]
+    while len(done(tmp_path)) < 3:
+        time.sleep(0.005)
+    os.kill(processes[0].pid, signal.SIGKILL)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0, 0]
+    assert without_times(results(tmp_path)) == without_times(results(undisturbed[0]))
+    assert not glob.glob(str(tmp_path / "out" / "*" / "*.lock"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_study_of_several_processes_stops_as_a_whole_and_goes_on(undisturbed, images, tmp_path, number):
+    path = written(tmp_path, images)
+    words = command("-m resnet48", "study", path, "--processes", "2")
+    program = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    while len(done(tmp_path)) < 2:
+        time.sleep(0.01)
+    program.send_signal(number)
+    out = program.communicate()[0]  # ends when no process has standard output open any more
+    assert program.returncode == (75 if number == signal.SIGTERM else -number)
+    assert ("the same command goes on" in out) and len(done(tmp_path)) < TASKS
+    ended = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(results(tmp_path)) == TASKS
+
+
+def test_a_recipe_that_diverges_is_named(images, tmp_path):
+    item = {"name": "wild", "recipe": "uniform", "lr": 1e30}
+    ended = call("-m resnet48", "study", written(tmp_path, images, supernets=[item], contrasts=[]))
+    assert ended.code == 2 and "study, supernets, wild, seed 0: " in ended.err and "not finite" in ended.err
+
+
+def test_what_was_not_written_there_is_no_result(undisturbed, images, tmp_path):
+    shutil.copytree(undisturbed[0] / "out", tmp_path / "out")
+    path = written(tmp_path, images)
+    (one, other, *_) = sorted(glob.glob(str(tmp_path / "out" / "truth" / "*.json")))
+    shutil.copy(one, other)
+    ended = call("-m resnet48", "study", path, "--only", "report")
+    assert ended.code == 2 and f"{other} is not what was written there" in ended.err

@@ -100,7 +100,6 @@ def make(settings: StudySettings) -> Plan:
                 raise UserError(f"--{flag} takes {', '.join(known)}; got {quoted(name)}")
     if settings.default and settings.default not in names:
         raise UserError(f"--default takes one of the recipes ({', '.join(names)}), got {quoted(settings.default)}")
-    contrasts = _contrasts(settings, names)
     images, space = trainings.load_images(truth), space_file.of(recipes[0])
     if any(space_file.of(each) != space for each in recipes):
         raise UserError("all recipes of a study must have one space; give it under `shared`")
@@ -122,7 +121,7 @@ def make(settings: StudySettings) -> Plan:
                       for seed in _seeds(recipe.seeds, f"supernets, {recipe.name}")]
     truth_tasks = _truth_tasks(truth, (*tenths, *bands), size, len(images.train), context)
     plan = Plan(settings, space, images, tenths, bands, truth_tasks, supernets, [], subnet_images,
-                contrasts)
+                _contrasts(settings, names))
     return dataclasses.replace(plan, scores=_score_tasks(plan, everything, float(macs)))
 
 
@@ -166,7 +165,8 @@ def _epochs(recipe, subnet_epochs):
 
 def _truth_tasks(settings, parts, size, images, context):
     first, *more = _seeds(settings.seeds, "truth")
-    seeds_of = {arch: [first, *more] if place % 2 else [first] for part in parts for place, arch in enumerate(part)}
+    seeds_of = {arch: [first, *more] if (place + number) % 2 else [first] for number, part in enumerate(parts)
+                for place, arch in enumerate(part)}
     # All archs once before any is trained again, so that a study that is stopped has a truth.
     pairs = [(arch, first) for arch in seeds_of] + [(arch, seed) for arch, seeds in seeds_of.items()
                                                     for seed in seeds[1:]]

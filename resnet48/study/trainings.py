@@ -40,7 +40,7 @@ def _loaded(which):
 def train_arch(arch: ArchConfig, settings: TrainSettings) -> dict:
     """Train one arch on its own, or go on with it; what came out, as plain data."""
     images = load_images(settings)
-    accuracies = _fit(ResNet48(arch, len(images.classes)), recipes.standalone(settings), images, settings,
+    accuracies = _fit(lambda: ResNet48(arch, len(images.classes)), recipes.standalone(settings), images, settings,
                       _validate(_which(settings), settings.batch_size))
     return {"top1": accuracies["val"], "val_images": len(images.val), **_of_training(settings)}
 
@@ -48,7 +48,7 @@ def train_arch(arch: ArchConfig, settings: TrainSettings) -> dict:
 def train_supernet(space: SearchSpace, settings: TrainSettings) -> dict:
     """Train a supernet, or go on with it. No accuracy of any arch is looked at."""
     images = load_images(settings)
-    _fit(Supernet(space, len(images.classes)), recipes.supernet(settings, space), images, settings, None)
+    _fit(lambda: Supernet(space, len(images.classes)), recipes.supernet(settings, space), images, settings, None)
     return _of_training(settings)
 
 
@@ -87,9 +87,10 @@ def _sample(which, val_images, calib_images):
     return accuracy.Sample.of(_loaded(which), val_images, calib_images, CALIBRATION_SEED)
 
 
-def _fit(net, stages, images, settings, validate):
+def _fit(make, stages, images, settings, validate):
     loop.require_runnable(images, settings)
-    runtime.seed_everything(settings.seed)
+    runtime.seed_everything(settings.seed)  # before the net is made, which draws weights
+    net = make()
     initialize(net, settings.init)
     if settings.zero_residuals:
         zero_residuals(net)
