@@ -1,7 +1,6 @@
-"""Everything after training: plan and run the evaluation, see how far it is, score, verify, export a subnet."""
+"""Everything after training: plan and run the evaluation, see how far it is, score, rank, verify, export a subnet."""
 
 import dataclasses
-import os
 import tempfile
 
 from resnet48.system import signals, streams
@@ -14,8 +13,8 @@ from resnet48.evaluation import accuracy, evaluator, prefix_tree
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
 from resnet48.nets import supernet
-from resnet48.nets.export import require_path, save_inference
-from resnet48.ranking import score as scoring, submission
+from resnet48.nets.export import require_output, require_path, save_inference
+from resnet48.ranking import measured, rankings, score as scoring, submission
 from resnet48.space import arch_list, space_file
 from resnet48.space.arch import ANY, ArchConfig
 from resnet48.system import config, files, options, runtime
@@ -33,7 +32,7 @@ def run(settings):
     net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
     entries = arch_list.read_list(settings.archs, net.space)
     chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
-    require_outputs(settings, found.weights_file, chosen)
+    submission.require_outputs(settings.output, settings.archs, found.weights_file, [entry.arch for entry in chosen])
     images = load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
     if settings.dry_run:
@@ -49,22 +48,12 @@ def run(settings):
                                                  total, about, resume.unfinished(found.state)))
 
 
-def require_outputs(settings, weights_file, chosen):
-    """Refuse to write over what the evaluation reads, or over a file that holds more than it would."""
-    archs = [entry.arch for entry in chosen]
-    files.require_output("--output", settings.output, {"--checkpoint": weights_file},
-                         lambda path: submission.reason_to_keep(path, archs))
-    for path in submission.side_files(settings.output):  # the list itself may be filled in place
-        files.require_output("what belongs to --output,", path,
-                             {"--checkpoint": weights_file, "--archs": settings.archs})
-
-
 def evaluated(net, digest, entries, sample, settings, root):
     """Counts (top-1, top-5) of every entry, and the number of images."""
     archs = [entry.arch for entry in entries]
     if settings.one_by_one:
         return evaluator.counts_one_by_one(net, archs, sample, settings.batch_size)
-    steps = prefix_tree.traversal(archs)
+    steps = prefix_tree.traversal(archs, net.split)
     journal = evaluator.open_journal(root, digest, entries, steps, net, sample,
                                      runtime.usable_precision(settings.precision), settings.chunk, settings.fresh)
     return evaluator.evaluate_list(net, journal, steps, sample)
@@ -123,6 +112,15 @@ def score(settings):
         scoring.plot(result, settings.plot)
 
 
+def rank(settings):
+    """Write another ranking of a submission's archs, for a search: a prediction, which is no submission."""
+    config.require(settings, "submission")
+    files.require_output("--output", settings.output, {"--submission": settings.submission}, rankings.reason_to_keep)
+    space, image_size, classes = submission.read_manifest_net(settings.submission)
+    found = measured.read(settings.submission, "submission", space)
+    print(rankings.write(settings.output, found, settings.method, image_size, classes))
+
+
 def verify(settings):
     """Check a submission against the list it answers and the checkpoint it claims to come from."""
     config.require(settings, "submission", "archs")
@@ -138,9 +136,7 @@ def export(settings):
     config.require(settings, "checkpoint", "arch")
     require_path(settings.output)
     found = checkpoint.load(settings.checkpoint)
-    for ending in (".json", ".pdmodel", ".pdiparams"):
-        files.require_output("--output", settings.output + ending, {"--checkpoint": found.weights_file},
-                             lambda path: reason_to_keep_model(settings.output, path))
+    require_output(settings.output, found.weights_file)
     net = checkpoint.build_supernet(found)
     arch, images = ArchConfig.parse(settings.arch, net.space), load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
@@ -148,12 +144,6 @@ def export(settings):
     accuracy.calibrate_alone(subnet, accuracy.calibration_images(images, settings.calib_images, settings.seed))
     save_inference(subnet, images.size, settings.output)
     print(f"wrote {settings.output}.*: input float32 [N, 3, {images.size}, {images.size}], normalised RGB")
-
-
-def reason_to_keep_model(output, path):
-    """Why the file at `path` must not become part of the exported model `output`, as the end of a sentence."""
-    exported = os.path.exists(output + ".pdiparams") and os.path.isfile(path)
-    return None if exported else "is there already and is not part of an exported model"
 
 
 def load_images(settings, found):
@@ -167,7 +157,8 @@ def main(argv=None):
     function, settings = config.command_line(__doc__, {
         "run": (run, options.EvalSettings, None), "plan": (plan, options.PlanSettings, None),
         "status": (status, options.StatusSettings, None), "score": (score, options.ScoreSettings, None),
-        "verify": (verify, options.VerifySettings, None), "export": (export, options.ExportSettings, None)}, argv)
+        "rank": (rank, options.RankSettings, None), "verify": (verify, options.VerifySettings, None),
+        "export": (export, options.ExportSettings, None)}, argv)
     function(settings)
 
 

@@ -34,7 +34,9 @@ def run(settings):
         return train_one(arch, images, settings, lambda: accuracy.validate_standalone(images, settings.batch_size),
                          validates=settings.mode == "all")
     path = settings.pretrained or settings.save_dir
-    net = initial_net(arch, images, path, settings)
+    found = checkpoint.load(path)
+    arch = dataclasses.replace(arch, activation=checkpoint.activation(found))
+    net = initial_net(arch, images, found, path, settings)
     top1 = accuracy.validate_standalone(images, settings.batch_size)(net)["val"]
     runtime.log_main(f"top-1 of {arch.code} from {path}: {top1:.2f} % of {len(images.val)} validation images")
 
@@ -77,7 +79,8 @@ def train_one(arch, images, settings, make_validate, validates=True):
     """Train one subnet; its top-1 in percent, if it validates. make_validate(): the `validate` of `loop.fit`."""
     loop.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
-    net = initial_net(arch, images, settings.pretrained, settings)
+    found = settings.pretrained and checkpoint.load(settings.pretrained)
+    net = initial_net(arch, images, found, settings.pretrained, settings)
     arguments = net, recipes.standalone(settings), images, settings
     if settings.dry_run:
         return loop.dry_run(*arguments, lambda few: accuracy.validate_standalone(few, settings.batch_size))["val"]
@@ -87,29 +90,29 @@ def train_one(arch, images, settings, make_validate, validates=True):
         return accuracies["val"]
 
 
-def initial_net(arch, images, path, settings):
-    """The subnet with new weights, or with those at `path`, which may also be a supernet's."""
+def initial_net(arch, images, found, path, settings):
+    """The subnet with new weights, or with those `found` at `path`, which may also be a supernet's."""
     net = ResNet48(arch, len(images.classes))
-    if not path:
+    if not found:
         initialize(net, settings.init)
         if settings.zero_residuals:
             zero_residuals(net)
         return net
-    found = checkpoint.load(path)
     foreign = "sha256" not in found.state  # of another program, and a net on its own if it fits
     if found.state["net"]["kind"] == "standalone" or foreign and checkpoint.fits(net, found.weights):
-        checkpoint.load_weights(net, found.weights, path)
+        checkpoint.start_from(net, found.weights, path)
         return net
     supernet = checkpoint.build_supernet(found)
     checkpoint.require_classes(supernet, images, path)
-    if ArchConfig.parse(arch.code, supernet.space) != arch:
+    if dataclasses.replace(ArchConfig.parse(arch.code, supernet.space), activation=arch.activation) != arch:
         widths = ",".join(map(str, supernet.space.base_channels))
         raise UserError(f"{shown(path)} is a supernet of other widths; it needs --base_channels {widths} "
                         f"--divisor {supernet.space.divisor}"
                         + ("" if supernet.space.ratios == FULL.ratios else " and the --space that it was trained in"))
-    net = extract(supernet, arch)
+    subnet = extract(supernet, arch)
     # The running statistics of a supernet belong to none of its subnets.
-    accuracy.calibrate_alone(net, accuracy.calibration_images(images, settings.calib_images, settings.seed))
+    accuracy.calibrate_alone(subnet, accuracy.calibration_images(images, settings.calib_images, settings.seed))
+    checkpoint.start_from(net, {name: value.numpy() for name, value in subnet.state_dict().items()}, path)
     return net
 
 

@@ -59,8 +59,10 @@ def initial_nets(images, settings, sampled):
         return net, None
     given = checkpoint.build_supernet(checkpoint.load(settings.pretrained))
     checkpoint.require_classes(given, images, settings.pretrained)
-    checkpoint.load_weights(net, {name: value.numpy() for name, value in given.state_dict().items()},
-                            settings.pretrained)
+    if given.split:
+        net.divide(given.split)
+    checkpoint.start_from(net, {name: value.numpy() for name, value in given.state_dict().items()},
+                          settings.pretrained)
     sort_channels(net)
     teacher = extract(given, space.largest())
     teacher.eval()

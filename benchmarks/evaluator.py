@@ -41,7 +41,7 @@ def measure(way, codes, size, images):
     """Seconds for one pass, and what the machine can do."""
     import numpy as np
     import paddle
-    from resnet48.evaluation import accuracy, prefix_tree, tree_forward
+    from resnet48.evaluation import accuracy, counts, prefix_tree, tree_forward
     from resnet48.evaluation.evaluator import count_chunk
     from resnet48.nets import supernet
     from resnet48.space.arch import FULL, ArchConfig
@@ -58,7 +58,8 @@ def measure(way, codes, size, images):
             recording = tree_forward.RecordingStatistics()
             with paddle.no_grad():
                 tree_forward.forward_tree(weights, steps, accuracy.normalize(paddle.to_tensor(pixels)), recording)
-            return count_chunk(weights, steps, pixels, labels, tree_forward.ReplayedStatistics(recording.values()))
+            return count_chunk(weights, steps, pixels, labels, tree_forward.ReplayedStatistics(recording.values()),
+                               counts.first_half(labels))
     else:
         common.take_the_librarys_convolution()
         subnets = [supernet.extract(net, arch) for arch in archs]

@@ -31,19 +31,28 @@ def steps():
             if not any(line.startswith(("sampler:", "objective:")) for line in file):
                 continue
         _, settings = config.command_line(__doc__, {"run": (steps, options.SupernetSettings, path)}, ["run"])
-        (stage,) = recipes.supernet(settings, space, teacher)
-        net = Supernet(space, CLASSES)
+        *_, stage = recipes.supernet(settings, space, teacher)
+        net = Supernet(space, CLASSES, stage.split)
         optimizer = optim.make_optimizer(net)
         optimizer.set_lr(0.01)
         moment = samplers.Moment(50, 100, 50.0)
 
         def step(net=net, optimizer=optimizer, stage=stage):
-            gradients = objectives.Gradients(net)
+            gradients, again = objectives.Gradients(net), objectives.Gradients(net)
             archs = stage.sampler(0, moment)
             stage.objective.step(net, archs, images, labels, gradients, moment)
             float(sum(gradients.means().values()))
             optimizer.step()
             optimizer.clear_grad(set_to_zero=False)
+            if stage.objective.after(net, again, moment):
+                optimizer.step()
+                optimizer.clear_grad(set_to_zero=False)
+
+        for before in range(20):  # what an objective remembers of earlier steps, for which few images will do
+            earlier = moment._replace(step=before)
+            stage.objective.step(net, stage.sampler(0, earlier), images[:8], labels[:8], objectives.Gradients(net),
+                                 earlier)
+        optimizer.clear_grad(set_to_zero=False)
 
         yield name.removesuffix(".yaml"), step
 

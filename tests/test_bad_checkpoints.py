@@ -145,8 +145,8 @@ def test_a_run_that_cannot_go_on_as_it_began_is_refused(here, flags, sentence):
 @pytest.mark.parametrize("words, flags, sentence", [
     (TRAINING, ("--image_dir", "others"), "the classes have changed (['cat'] then, ['dog'] now)"),
     (TRAINING, ("--image_dir", "fewer"), "the classes have changed (['cat'] then, [] now)"),
-    (STANDALONE, ("--arch", LARGEST), f"another net: standalone {SMALLEST}, 3 classes; the settings ask for stand"),
-    (STANDALONE, ("--resume", "supernet"), "another net: supernet 2,4,8,16 wide, 3 classes; the settings ask for sta")],
+    (STANDALONE, ("--arch", LARGEST), f"another net: standalone {SMALLEST}, 3 classes, relu; the settings ask for stand"),
+    (STANDALONE, ("--resume", "supernet"), "another net: supernet 2,4,8,16 wide, 3 classes, relu; the settings ask for")],
     ids=["other classes", "fewer classes", "another arch", "a supernet"])
 def test_a_run_does_not_go_on_as_another_arch_or_with_other_classes(here, words, flags, sentence):
     image_folder(here / "others", ("ant", "bee", "dog"))

@@ -10,7 +10,7 @@ import paddle
 import pytest
 from commands import image_folder
 
-from resnet48.evaluation import accuracy, evaluator, prefix_tree, tree_forward
+from resnet48.evaluation import accuracy, counts, evaluator, prefix_tree, tree_forward
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
 from resnet48.nets.supernet import Supernet
@@ -25,6 +25,9 @@ SPACES = {"pool": PUBLISHED.narrowed(WIDTHS, 1), "full": FULL.narrowed(WIDTHS, 1
 LISTS = ["random", "one", "same beginnings", "within one another", "same widths"]
 CLASSES = 7
 NAMES = tuple(map(str, range(CLASSES)))
+CROSS_ENTROPY = counts.COLUMNS.index("cross_entropy")
+WHOLE = [place for place, name in enumerate(counts.COLUMNS) if "cross_entropy" not in name]  # numbers
+ROUNDING = 1e-5  # nats per image; up to 2.3e-6 at 10 nats per image were seen
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +100,17 @@ def one_by_one(net, archs, images, **which):
 
 
 def assert_same(found, expected):
+    """The same to the last bit: nothing that was computed was computed in another way."""
     assert found[1] == expected[1]
     assert np.array_equal(found[0], expected[0])
+
+
+def assert_agree(found, expected):
+    """The same counts, and cross-entropies that differ by rounding: in other batches logits have other last digits."""
+    assert found[1] == expected[1]
+    assert np.array_equal(found[0][:, WHOLE], expected[0][:, WHOLE])
+    assert np.abs(found[0] - expected[0]).max() <= ROUNDING * found[1]
+    assert found[0][:, CROSS_ENTROPY].min() > 1000 * ROUNDING * found[1]
 
 
 # ---- the same counts as each arch on its own
@@ -110,10 +122,10 @@ def test_the_counts_are_those_of_each_arch_on_its_own(tmp_path, images, monkeypa
     monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", 5)
     net, archs = supernet(SPACES[space]), archs_of(SPACES[space], kind)
     found = evaluated(tmp_path, net, archs, images, calib_images=calib_images)
-    assert_same(found, one_by_one(net, archs, images, calib_images=calib_images))
-    assert found[0].shape == (len(archs), 2) and found[1] == 90
+    assert_agree(found, one_by_one(net, archs, images, calib_images=calib_images))
+    assert found[0].shape == (len(archs), len(counts.COLUMNS)) and found[1] == 90
     if calib_images and kind not in ("one", "same widths"):
-        assert len(set(map(tuple, found[0]))) > 1  # the images do tell the archs apart
+        assert len(set(map(tuple, found[0][:, :2]))) > 1  # the images do tell the archs apart
 
 
 @pytest.mark.parametrize("chunk", [2, 89, 90, 1000, None])
@@ -121,14 +133,14 @@ def test_the_counts_are_those_of_each_arch_on_its_own(tmp_path, images, monkeypa
 def test_chunks_and_shards_of_any_size_give_the_same_counts(tmp_path, images, net, monkeypatch, chunk, archs_per_shard):
     monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", archs_per_shard)
     archs = archs_of(SPACES["pool"], "random")[:6]
-    assert_same(evaluated(tmp_path, net, archs, images, chunk=chunk), one_by_one(net, archs, images))
+    assert_agree(evaluated(tmp_path, net, archs, images, chunk=chunk), one_by_one(net, archs, images))
 
 
 @pytest.mark.parametrize("val_images", [1, 20, 1000])
 def test_so_many_validation_images_are_counted(tmp_path, images, net, val_images):
     archs = archs_of(SPACES["pool"], "random")[:3]
     found = evaluated(tmp_path, net, archs, images, val_images=val_images)
-    assert_same(found, one_by_one(net, archs, images, val_images=val_images))
+    assert_agree(found, one_by_one(net, archs, images, val_images=val_images))
     assert found[1] == min(val_images, 90)
 
 
@@ -139,7 +151,7 @@ def test_unreadable_images_are_left_out_of_both(tmp_path, net):
             file.write(b"not an image")
     images, archs = load(folder, skip_bad=True), archs_of(SPACES["pool"], "random")[:3]
     found = evaluated(tmp_path / "journal", net, archs, images, calib_images=100)
-    assert_same(found, one_by_one(net, archs, images, calib_images=100))
+    assert_agree(found, one_by_one(net, archs, images, calib_images=100))
     assert found[1] == 20
 
 
@@ -210,7 +222,7 @@ def test_other_weights_give_their_own_counts_beside_those_of_the_first(tmp_path,
     archs, other = archs_of(SPACES["pool"], "random")[:4], supernet(SPACES["pool"], seed=1)
     first = evaluated(tmp_path, net, archs, images, "first")
     second = evaluated(tmp_path, other, archs, images, "second")
-    assert_same(second, one_by_one(other, archs, images))
+    assert_agree(second, one_by_one(other, archs, images))
     assert not np.array_equal(first[0], second[0])
     assert_same(evaluated(tmp_path, net, archs, images, "first"), first)
 
@@ -324,7 +336,7 @@ def test_results_that_were_swapped_are_made_again(tmp_path, images, net, done, o
 def test_fresh_makes_every_task_again(tmp_path, images, net, done):
     archs, counts, journal = done
     task = journal.counts_tasks()[0]
-    journal.write(task, journal.read(task) * [1, 0, 0])
+    journal.write(task, journal.read(task) * [1, 0, 0, 0, 1, 0, 0])
     assert evaluated(tmp_path, net, archs, images)[0].sum() < counts[0].sum()  # what a process has written is believed
     assert_same(evaluated(tmp_path, net, archs, images, fresh=True), counts)
 
@@ -361,7 +373,9 @@ def test_what_is_there_so_far_is_right_on_the_images_it_rests_on(images, net, do
     order = np.r_[order[:32], order[64:]]
     seen = datasets.Split(images.val.images[order], images.val.labels[order])
     part = datasets.ImageSet("part", images.classes, images.train, seen, 32)
-    assert np.array_equal(found, one_by_one(net, archs, part)[0])
+    expected = one_by_one(net, archs, part)[0]
+    assert np.array_equal(found[:, :2], expected[:, :2])
+    assert np.abs(found[:, CROSS_ENTROPY] - expected[:, CROSS_ENTROPY]).max() <= ROUNDING * total
 
 
 @pytest.mark.parametrize("memory, shards", [(1, 1), (10 ** 7, 1), (10 ** 8, 3), (10 ** 12, 1)])

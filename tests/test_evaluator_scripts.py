@@ -47,6 +47,17 @@ def assert_as_undisturbed(folder, undisturbed):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+def assert_agrees(folder, undisturbed):
+    """The same, but for the last digits of cross-entropies: other batches give logits with other ones."""
+    assert (folder / "s.json").read_bytes() == (undisturbed / "s.json").read_bytes()
+    found, expected = (load(each / "s.counts.json") for each in (folder, undisturbed))
+    for key, counts in expected["counts"].items():
+        for name, value in counts.items():
+            near = pytest.approx(value, abs=1e-5 * evaluation.IMAGES) if "cross_entropy" in name else value
+            assert found["counts"][key].pop(name) == near
+    assert found["images"] == expected["images"] and found["first_images"] == expected["first_images"]
+
+
 def refusal(*words):
     """The one sentence of a program that refuses its input."""
     ended = call(SCRIPT, *words)
@@ -114,7 +125,7 @@ def test_the_chunk_is_chosen_where_none_is_given(tmp_path, weights, archs, undis
     words = evaluation.words(weights, archs, tmp_path / "s.json")
     place = words.index("--chunk")
     good(call(SCRIPT, *words[:place], *words[place + 2:]))
-    assert_as_undisturbed(tmp_path, undisturbed)
+    assert_agrees(tmp_path, undisturbed)
 
 
 def test_running_again_says_that_all_is_there_and_writes_the_same(tmp_path, weights, archs, undisturbed):
@@ -136,9 +147,10 @@ def test_on_a_cpu_half_precision_is_noted_and_float32_computed(tmp_path, weights
 
 
 def test_one_by_one_and_kept_images_give_the_same_submission(tmp_path, weights, archs, undisturbed):
-    for more in (("--one_by_one",), ("--cache_dir", tmp_path / "cache")):
+    for more, check in ((("--one_by_one",), assert_agrees),
+                        (("--cache_dir", tmp_path / "cache"), assert_as_undisturbed)):
         good(call(SCRIPT, *evaluation.words(weights, archs, tmp_path / "s.json", *more)))
-        assert_as_undisturbed(tmp_path, undisturbed)
+        check(tmp_path, undisturbed)
 
 
 # ---- interruptions
@@ -321,3 +333,51 @@ def test_score_and_plot_are_never_written_over_what_is_no_score_or_plot(tmp_path
     for _ in range(2):
         good(call(SCRIPT, *score, "--report", "new.md", "--plot", "new.png"))
     assert (tmp_path / "notes.md").read_text() == "# Notes\n" and load("t.json") == rising
+
+
+# ---- rankings, which are no submissions
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch, undisturbed, archs, weights):
+    """A working folder with a submission, its counts and manifest, and a hybrid ranking of it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("s.json", "s.counts.json", "s.manifest.json"):
+        copy(undisturbed / name, tmp_path / name)
+    said = good(call(SCRIPT, "rank", "--submission", "s.json", "--method", "hybrid", "--output", "r.json")).out
+    assert said == ("wrote r.json: a ranking of 7 archs, z(top-1) + 0.15 z(log MACs); not a submission, for rule 6 of "
+                    "the contest forbids accuracies from a predictor\n")
+    return tmp_path
+
+
+def test_nothing_takes_a_ranking_for_a_submission_or_replaces_it(evaluated, weights, archs):
+    before = (evaluated / "r.json").read_bytes()
+    named = "r.json is a ranking that `eval_supernet.py rank` wrote, and holds no accuracies"
+    good(call(SCRIPT, *evaluation.words(weights, archs, evaluated / "other.json", "--limit", 1)))
+    for words in (("verify", "--submission", "r.json", "--archs", archs), ("rank", "--submission", "r.json"),
+                  ("score", "--submission", "r.json", "--truth", "s.json"),
+                  ("score", "--submission", "s.json", "--truth", "r.json"),
+                  evaluation.words(weights, "r.json", "new.json")):
+        said = refusal(*words)
+        assert named in said and "rule 6 of the contest forbids to submit what a predictor says" in said
+    for words, why in ((evaluation.words(weights, archs, "r.json"), "neither an arch list nor a submission"),
+                       (("status", "--output", "other.json", "--write", "r.json"), "neither an arch list nor a"),
+                       (("score", "--submission", "s.json", "--truth", "s.json", "--report", "r.json"),
+                        "not a score sheet"),
+                       (("export", "--checkpoint", weights, "--arch", load(archs)["arch1"]["arch"], "--output", "r"),
+                        "not part of an exported model")):
+        assert why in refusal(*words)
+    assert (evaluated / "r.json").read_bytes() == before
+
+
+def test_a_ranking_replaces_a_ranking_and_nothing_else(evaluated, archs):
+    copy(archs, evaluated / "list.json")
+    (evaluated / "notes.txt").write_text("notes")
+    before = {path.name: path.read_bytes() for path in evaluated.iterdir()}
+    rank = ("rank", "--submission", "s.json", "--method", "hybrid", "--output")
+    assert "s.json is also the file of --submission" in refusal(*rank, "s.json")
+    for name in ("s.counts.json", "s.manifest.json", "list.json", "notes.txt"):
+        assert f"{name} is there already and is not a ranking" in refusal(*rank, name)
+    assert "--method smooth is not possible: 7 archs are too few, 20 are needed" in refusal(
+        "rank", "--submission", "s.json", "--output", "smooth.json")
+    good(call(SCRIPT, *rank, "r.json"))
+    assert {path.name: path.read_bytes() for path in evaluated.iterdir()} == before

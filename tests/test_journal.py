@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
+from resnet48.evaluation import journal as journal_module
 from resnet48.evaluation.journal import Journal, run_tasks, try_lock
 from resnet48.system.errors import UserError
 
@@ -24,9 +25,15 @@ def open_journal(root, inputs=INPUTS, codes=CODES, images=10, chunk=4, shards=2,
 
 def rows(task):
     """Counts for a task over CODES in two shards: archs 2 and 0, then arch 1."""
-    counts = np.array([[2, 1, 2], [0, 1, 1]] if task.shard == 0 else [[1, 2, 2]])
-    counts[:, 1:] = np.minimum(counts[:, 1:], task.last - task.first)
-    return counts
+    return whole([[2, 1, 2], [0, 1, 1]] if task.shard == 0 else [[1, 2, 2]], task.last - task.first)
+
+
+def whole(counts, images=4):
+    """Rows with cross-entropies and the first half, an image large; counts: [archs, 3], index, top-1 and top-5."""
+    counts = np.array(counts)
+    counts[:, 1:] = np.minimum(counts[:, 1:], images)
+    more = np.array([[5 << 24, 1, min(top1, 1), 1 << 24] for top1 in counts[:, 1]])
+    return np.concatenate([counts, more], axis=1)
 
 
 def fill(journal, tasks):
@@ -61,9 +68,9 @@ def test_the_same_inputs_find_the_same_journal_again(tmp_path):
     assert open_journal(tmp_path).has(first)
 
 
-def test_the_folder_and_its_files_are_named_as_they_have_always_been(tmp_path):
+def test_the_folder_and_its_files_are_named_as_they_have_been_since_there_are_cross_entropies(tmp_path):
     journal = open_journal(tmp_path)
-    assert journal.folder == str(tmp_path / "0bfb5fada5b82cfa")
+    assert journal.folder == str(tmp_path / "ab882eb13277d8f3")
     with open(os.path.join(journal.folder, "plan.json")) as file:
         assert file.read().startswith(
             '{"inputs": {"weights": "w", "validation": "v"}, "codes": [["arch1", "c1"], ["arch2", "c2"], '
@@ -140,11 +147,11 @@ def test_counts_are_those_of_the_chunks_that_are_done_for_all_archs(tmp_path):
     first, second, third = (journal.counts_tasks(chunk) for chunk in journal.chunks())
     fill(journal, [*first, second[0], third[1]])
     counts, images = journal.counts()
-    assert images == 4 and counts.tolist() == [[1, 1], [2, 2], [1, 2]]
+    assert images == 4 and counts.tolist() == [[1, 1, 5, 1, 1, 1], [2, 2, 5, 1, 1, 1], [1, 2, 5, 1, 1, 1]]
     assert journal.progress()[:3] == ([(0, 4)], 4, 6)
     fill(journal, [third[0]])
     counts, images = journal.counts()
-    assert images == 6 and counts.tolist() == [[2, 2], [4, 4], [2, 4]]
+    assert images == 6 and counts[:, :3].tolist() == [[2, 2, 10], [4, 4, 10], [2, 4, 10]]
     fill(journal, [second[1]])
     assert journal.counts()[1] == 10 and journal.progress()[1:3] == (6, 6)
 
@@ -216,8 +223,8 @@ SPOILT = {
     "empty": changed(lambda content: b""), "head": changed(lambda content: content[:40]),
     "tail": changed(lambda content: content[:-5]), "noise": changed(lambda content: b"x" * len(content)),
     "zeros": changed(lambda content: bytes(len(content))), "more": changed(lambda content: content + b"x"),
-    "without a checksum": with_counts(np.array([[1, 2, 2]])), "objects": with_counts(np.array([{}, None])),
-    "floats": with_counts(np.ones((1, 3))), "another shape": with_counts(np.array([1, 2, 2])),
+    "without a checksum": with_counts(whole([[1, 2, 2]])), "objects": with_counts(np.array([{}, None])),
+    "floats": with_counts(np.ones((1, 7))), "another shape": with_counts(np.array([1, 2, 2])),
     "one bit of the data": flipped(136), "one bit of the header": flipped(30), "one bit of the checksum": flipped(-9),
     "a folder": lambda path: [os.unlink(path), os.mkdir(path)],
 }
@@ -266,12 +273,19 @@ def test_results_of_other_tasks_and_other_evaluations_are_not_believed(tmp_path)
     assert set(one.rejected.values()) == {"it belongs to something else"}
 
 
-@pytest.mark.parametrize("counts", [[[1, 5, 5]], [[1, -1, 2]], [[1, 2, 1]], [[3, 1, 1]], [[-1, 1, 1]],
-                                    [[1, 1, 1], [1, 1, 1]], [[1, 1]], [[0.0, 1.0, 1.0]]], ids=str)
-def test_counts_that_cannot_be_are_not_written(tmp_path, counts):
+@pytest.mark.parametrize("column, value", [(1, 5), (2, 5), (1, -1), (2, 1), (0, 3), (0, -1), (3, -1), (3, 2 ** 36 + 1),
+                                           (4, 5), (4, -1), (5, 3), (5, -1), (6, 6 << 24), (6, -1)])
+def test_counts_that_cannot_be_are_not_written(tmp_path, column, value):
     journal = open_journal(tmp_path)
-    with pytest.raises(UserError):
-        journal.write(journal.counts_tasks()[1], np.array(counts))
+    task = journal.counts_tasks()[1]
+    right = whole([[1, 2, 2]])
+    journal.write(task, right)
+    wrong = right.copy()
+    wrong[0, column] = value
+    for rows in (wrong, np.concatenate([right, right]), right[:, :3], right.astype("float64")):
+        with pytest.raises(UserError):
+            journal.write(task, rows)
+    assert np.array_equal(journal.read(task), right)
 
 
 def test_counts_of_archs_of_another_shard_are_not_believed_where_the_shards_are_known(tmp_path):
@@ -334,6 +348,22 @@ def test_where_a_finished_evaluation_does_not_count_the_input_that_differs_is_na
     assert first.unlike is None and open_journal(tmp_path).unlike is None
     said = open_journal(tmp_path, **change).unlike
     assert said == f"the evaluation in {first.folder} does not count for this one: {why}"
+
+
+def test_an_evaluation_of_the_format_without_cross_entropies_is_computed_again_which_is_said(tmp_path, monkeypatch):
+    fingerprint = journal_module._fingerprint
+    with monkeypatch.context() as patched:
+        patched.setattr(journal_module, "_fingerprint", lambda plan: fingerprint(plan, 1))
+        earlier = open_journal(tmp_path)
+    with pytest.raises(UserError, match=f"^an earlier version wrote the evaluation in {earlier.folder}, without cross-"
+                                        "entropies; `eval_supernet.py run` computes it again$"):
+        Journal.newest(str(tmp_path))
+    other = open_journal(tmp_path, {**INPUTS, "weights": "others"})
+    assert other.unlike.endswith(": an earlier version wrote it, without cross-entropies; other weights")
+    again = open_journal(tmp_path)
+    assert again.folder != earlier.folder and again.plan == earlier.plan
+    assert again.unlike == (f"the evaluation in {earlier.folder} does not count for this one: an earlier version wrote "
+                            "it, without cross-entropies")
 
 
 def test_what_fresh_may_not_delete_is_not_used_again_in_silence(tmp_path, monkeypatch):

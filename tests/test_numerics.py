@@ -6,7 +6,7 @@ import types
 import numpy as np
 import paddle
 import pytest
-from small_runs import (FIXED_TEACHER, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, checkpoints, fit,
+from small_runs import (FIXED_TEACHER, SANDWICH, SETTINGS, SPACE, STANDALONE, STEPS, at, checkpoints, fit,
                         images, losses_of_step, newest, same, table, values)
 
 from resnet48.nets.supernet import ResNet48, Supernet
@@ -44,7 +44,7 @@ def test_a_batch_in_parts_gives_the_gradients_and_losses_of_the_whole(kind):
     net.eval()  # in training mode each part has batch-norm statistics of its own
     found = []
     for parts in (1, 2, 8):
-        losses = loop._gradients(kind.objective, Precision(), net, kind.archs(0), *batch(), None, parts)
+        losses = loop._gradients(kind.objective, Precision(), net, kind.archs(0), *batch(), at(0), parts)
         found.append((gradients(net), {role: float(loss) for role, loss in losses.items()}))
         for parameter in optim.trainable(net):
             parameter.clear_gradient(False)
@@ -272,7 +272,7 @@ def test_half_precision_on_a_gpu_scales_its_losses_and_a_checkpoint_keeps_the_sc
         net = Supernet(SPACE, 3)
         optimizer = optim.make_optimizer(net, weight_decay=0.0)
         optimizer.set_lr(0.1)
-        loop._gradients(SANDWICH.objective, precision, net, SANDWICH.archs(0), *batch(), None, 2)
+        loop._gradients(SANDWICH.objective, precision, net, SANDWICH.archs(0), *batch(), at(0), 2)
         precision.step(optimizer)
         found.append(values(net))
     for other in found[1:]:

@@ -30,13 +30,13 @@ def test_the_library_is_used_from_python_as_shown(tmp_path):
 
 
 def test_the_stages_that_are_shown_are_a_recipe(tmp_path):
-    (text,) = re.findall(r"\n\n((?:    .*\n)*    stages:\n(?:    .*\n)+)", README)
-    path = tmp_path / "stages.yaml"
-    path.write_text("\n".join(line[4:] for line in text.splitlines()))
-    train_supernet = module("train_supernet.py")
-    _, settings = config.command_line("A program.", {"run": (train_supernet.run, options.SupernetSettings, None)},
-                                      ["run", "--config", str(path)])
-    assert [stage.epochs for stage in recipes.supernet(settings, FULL)] == [80, 40]
+    path, train_supernet, shown = tmp_path / "stages.yaml", module("train_supernet.py"), []
+    for text in re.findall(r"\n\n((?:    .*\n)*    stages:\n(?:    .*\n)+)", README):
+        path.write_text("\n".join(line[4:] for line in text.splitlines()))
+        _, settings = config.command_line("A program.", {"run": (train_supernet.run, options.SupernetSettings, None)},
+                                          ["run", "--config", str(path)])
+        shown.append([(stage.epochs, bool(stage.split)) for stage in recipes.supernet(settings, FULL)])
+    assert shown == [[(80, False), (40, False)], [(90, False), (30, True)]]
 
 
 def test_the_table_of_recipes_names_those_that_there_are():

@@ -39,7 +39,7 @@ def yaml_file(tmp_path):
 
 def settings(folder, **changes):
     """Those of the small runs, for a supernet."""
-    values = {name: value for name, value in config.as_data(SETTINGS).items() if name not in ("arch", "mode")}
+    values = {name: value for name, value in config.as_data(SETTINGS).items() if name not in ("arch", "mode", "dropout")}
     return options.SupernetSettings(**{**values, "save_dir": str(folder), "dyna_batch_size": 2, **changes})
 
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from resnet48.ranking import submission
+from resnet48.ranking import counts_file, submission
 from resnet48.space import arch_list
 from resnet48.space.arch import FULL, PUBLISHED
 from resnet48.system import files
@@ -229,13 +229,19 @@ def test_manifest_that_names_no_net_is_a_clear_error(road, text):
     assert path in refusal(submission.read_manifest_net, road.submission)
 
 
+def counts_of(*top1_and_top5):
+    """Counts with cross-entropies and a first half of four images, in which no image is right."""
+    return np.array([[*each, 2.5, 4, 0, 1.25] for each in top1_and_top5])
+
+
 def test_counts_behind_the_accuracies_are_kept_beside_the_submission(road):
     entries = arch_list.read_list(road.list)
-    submission.write_counts(road.submission, entries, np.array([[7, 9], [0, 5], [10, 10]]), 10)
+    counts_file.write(road.submission, entries, counts_of([7, 9], [0, 5], [10, 10]), 10)
     with open(road.folder / "submission.counts.json") as file:
         kept = json.load(file)
-    assert kept["images"] == 10 and list(kept["counts"]) == ["arch1", "arch2", "arch3"]
-    assert kept["counts"]["arch1"] == {"arch": "1" + CODES[0], "top1": 7, "top5": 9}
+    assert kept["images"] == 10 and kept["first_images"] == 4 and list(kept["counts"]) == ["arch1", "arch2", "arch3"]
+    assert kept["counts"]["arch1"] == {"arch": "1" + CODES[0], "top1": 7, "top5": 9, "cross_entropy": 2.5,
+                                       "first_top1": 0, "first_cross_entropy": 1.25}
 
 
 def test_digest_of_a_missing_file_is_a_clear_error(tmp_path):
@@ -413,7 +419,7 @@ def test_a_partial_submission_is_replaced_by_any_other(road):
 def test_accuracies_from_elsewhere_are_not_replaced(road):
     os.unlink(submission.manifest_path(road.submission))
     assert "accuracies from elsewhere" in reason(road)
-    submission.write_counts(road.submission, arch_list.read_list(road.list), [(1, 1), (2, 2), (3, 3)], 10)
+    counts_file.write(road.submission, arch_list.read_list(road.list), counts_of((1, 1), (2, 2), (3, 3)), 10)
     assert "accuracies from elsewhere" in reason(road)  # counts of another submission
     for made_here, expected in ((True, None), (False, "is there already and holds accuracies from elsewhere, such as "
                                                       "a truth")):
@@ -423,10 +429,18 @@ def test_accuracies_from_elsewhere_are_not_replaced(road):
 def test_what_counts_beside_it_belong_to_was_written_by_an_evaluation(tmp_path):
     entries = arch_list.read_list(save(tmp_path / "list.json", form()))
     path, codes = str(tmp_path / "so_far.json"), [[entry.key, entry.code] for entry in entries]
-    submission.write_partial(path, codes, [(1, 2), (3, 3), (0, 9)], 32, 60)
+    submission.write_partial(path, codes, counts_of((1, 2), (3, 3), (0, 9)), 32, 60)
     assert submission.reason_to_keep(path, [entry.arch for entry in entries], finished_too=True) is None
     save(tmp_path / "so_far.json", form((50.0, 60.0, 70.0)))
     assert "accuracies from elsewhere" in submission.reason_to_keep(path, [entry.arch for entry in entries])
+
+
+def test_counts_of_an_earlier_version_show_what_they_belong_to_as_well(tmp_path):
+    entries = arch_list.read_list(save(tmp_path / "list.json", form()))
+    path = save(tmp_path / "old.json", form((10.0, 30.0, 0.0)))
+    save(tmp_path / "old.counts.json", {"images": 10, "counts": {
+        entry.key: {"arch": entry.code, "top1": top1, "top5": 10} for entry, top1 in zip(entries, (1, 3, 0))}})
+    assert submission.reason_to_keep(path, [entry.arch for entry in entries], finished_too=True) is None
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "text", "\x00", {"arch1": {"acc": 1.0, "arch": "12"}}])

@@ -13,9 +13,9 @@ def pixels(count, size=32, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), "uint8")
 
 
-def logits_by_walking(net, archs, calibration, images):
+def logits_by_walking(net, archs, calibration, images, split=None):
     weights, found = tree_forward.SlicedWeightCache(net, 1 << 30), {}
-    steps = prefix_tree.traversal(archs)
+    steps = prefix_tree.traversal(archs, split)
     recording = tree_forward.RecordingStatistics()
     tree_forward.forward_tree(weights, steps, normalize(paddle.to_tensor(calibration)), recording)
     tree_forward.forward_tree(weights, steps, normalize(paddle.to_tensor(images)),

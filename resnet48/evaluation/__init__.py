@@ -1,7 +1,7 @@
 """Evaluation: the accuracy of one subnet, and of tens of thousands that share their first blocks.
 
 Read `accuracy` first: the batch-norm statistics of a subnet are computed (calibration), then its correct answers are
-counted. The other modules do the same for a whole list: `prefix_tree` (archs with equal first blocks share nodes),
-`tree_forward` (a forward pass over that tree), `journal` (tasks whose results are files, so that nothing is lost or
-done twice) and `evaluator`, which puts them together.
+counted and its cross-entropies summed, in the columns of `counts`. The other modules do the same for a whole list:
+`prefix_tree` (archs with equal first blocks share nodes), `tree_forward` (a forward pass over that tree), `journal`
+(tasks whose results are files, so that nothing is lost or done twice) and `evaluator`, which puts them together.
 """

@@ -13,6 +13,7 @@ from ..nets import layers
 from ..nets.supernet import ResNet48, Supernet
 from ..space.arch import ArchConfig, SearchSpace
 from ..system import runtime
+from . import counts
 
 VALIDATED_RANDOM_ARCHS = 2
 
@@ -31,27 +32,42 @@ def calibrate(net: Supernet, arch: ArchConfig, pixels: np.ndarray) -> layers.Sta
 
 
 @paddle.no_grad()
+def count(forward: Callable[[paddle.Tensor], paddle.Tensor], pixels: np.ndarray, labels: np.ndarray,
+          batch_size: int) -> np.ndarray:
+    """What `counts.COLUMNS` names, summed over images: int64 [columns].
+
+    forward: float32 [N, 3, S, S] to logits [N, classes]; pixels: uint8 [N, 3, S, S]; labels: int64 [N].
+    """
+    total, half = np.zeros(len(counts.COLUMNS), "int64"), counts.first_half(labels)
+    for first in range(0, len(labels), batch_size):
+        part = slice(first, first + batch_size)
+        logits = forward(normalize(paddle.to_tensor(pixels[part])))
+        total += tally(logits, paddle.to_tensor(labels[part]), paddle.to_tensor(half[part])).numpy()
+    return total
+
+
 def count_correct(forward: Callable[[paddle.Tensor], paddle.Tensor], pixels: np.ndarray, labels: np.ndarray,
                   batch_size: int) -> np.ndarray:
     """How many images have their label as the first, and among the first five, of the logits: int64 [2].
 
-    forward: float32 [N, 3, S, S] to logits [N, classes]; pixels: uint8 [N, 3, S, S]; labels: int64 [N].
+    Arguments as for `count`.
     """
-    counts = np.zeros(2, "int64")
-    for first in range(0, len(labels), batch_size):
-        part = slice(first, first + batch_size)
-        logits = forward(normalize(paddle.to_tensor(pixels[part])))
-        counts += hits(logits, paddle.to_tensor(labels[part])).numpy()
-    return counts
+    return count(forward, pixels, labels, batch_size)[:2]
 
 
-def hits(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
-    """Top-1 and top-5 hits of a batch as an int64 tensor [2]; with fewer than five classes, top-5 is every class.
+def tally(logits: paddle.Tensor, labels: paddle.Tensor, first: paddle.Tensor) -> paddle.Tensor:
+    """What `counts.COLUMNS` names, summed over a batch: an int64 tensor [columns].
 
-    logits: [N, classes]; labels: int64 [N].
+    logits: float32 [N, classes]; labels: int64 [N]; first: int64 [N], of `counts.first_half`. With fewer than five
+    classes, top-5 is every class. The cross-entropy is that of the labels, without smoothing.
     """
-    best = paddle.topk(logits, min(5, logits.shape[1]), axis=1)[1] == labels.unsqueeze(1)
-    return paddle.stack([best[:, 0].astype("int64").sum(), best.astype("int64").sum()])
+    best = (paddle.topk(logits, min(5, logits.shape[1]), axis=1)[1] == labels.unsqueeze(1)).astype("int64")
+    # Not F.cross_entropy, which ends at 64 nats on a CPU.
+    below = logits - logits.max(axis=1, keepdim=True)
+    losses = below.exp().sum(axis=1).log() - paddle.take_along_axis(below, labels.unsqueeze(1), 1).squeeze(1)
+    losses = paddle.where(losses < counts.LARGEST, losses.clip(min=0), paddle.full_like(losses, counts.LARGEST))
+    units = (losses.astype("float64") / counts.UNIT).round().astype("int64")
+    return paddle.stack([best[:, 0], best.sum(axis=1), units, first, first * best[:, 0], first * units]).sum(axis=1)
 
 
 @paddle.no_grad()
@@ -69,7 +85,7 @@ def calibrate_alone(net: ResNet48, pixels: np.ndarray | None) -> None:
 
 def subnet(net: Supernet, arch: ArchConfig,
            calibration: np.ndarray | None) -> Callable[[paddle.Tensor], paddle.Tensor]:
-    """A function from images to the logits of one subnet of a net in evaluation mode, as `count_correct` takes it.
+    """A function from images to the logits of one subnet of a net in evaluation mode, as `count` takes it.
 
     calibration: uint8 [N, 3, S, S] for `calibrate`, or None to inherit the running statistics inside the net.
     """
@@ -79,13 +95,13 @@ def subnet(net: Supernet, arch: ArchConfig,
 
 def one_by_one(net: Supernet, archs: Iterable[ArchConfig], calibration: np.ndarray | None, pixels: np.ndarray,
                labels: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Yield the counts [2] of each arch, each run on its own: the reference that faster ways are tested against.
+    """Yield the counts [columns] of each arch, each run on its own: the reference that faster ways are tested against.
 
-    calibration: as for `subnet`; pixels, labels, batch_size: as for `count_correct`.
+    calibration: as for `subnet`; pixels, labels, batch_size: as for `count`.
     """
     net.eval()
     for arch in archs:
-        yield count_correct(subnet(net, arch, calibration), pixels, labels, batch_size)
+        yield count(subnet(net, arch, calibration), pixels, labels, batch_size)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from ..space.arch import ArchConfig, SearchSpace
 from ..space.arch_list import Entry
 from ..system import machine, runtime
 from ..system.errors import UserError
-from . import accuracy, prefix_tree, tree_forward
-from .accuracy import Sample, hits
+from . import accuracy, counts, prefix_tree, tree_forward
+from .accuracy import Sample
 from .journal import Journal, run_tasks
 
 ARCHS_PER_SHARD = 500  # the published list then costs 0.2 % more blocks than in one shard
@@ -47,7 +47,7 @@ def open_journal(root: str, digest: str, entries: Sequence[Entry], steps: Sequen
         raise UserError(f"--fresh is for one process, not for {runtime.world_size()}: delete {root} and run without it")
     images, amp = sample.images, "none" if precision == "fp32" else precision
     inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": amp,
-              **sample.fingerprints(root)}
+              **sample.fingerprints(root), **({"split": net.split.to_dict()} if net.split else {})}
     shards = -(-len(entries) // ARCHS_PER_SHARD)
     # Fewer than asked for where unreadable ones are left out.
     count = len(sample.validation_images[1]) if images.skip_bad else len(sample.validation)
@@ -69,6 +69,7 @@ def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.S
     parts = prefix_tree.shards(steps, journal.plan["shards"])
     journal.leaves = [[step.leaf for step in part] for part in parts]
     pixels, labels = sample.validation_images
+    first_half = counts.first_half(labels)
     kept = int(_memory() * SHARE_OF_MEMORY / 2)
     walks = len(steps) * len(journal.chunks())
     dense_up_to = conv_algorithms.DENSE_UP_TO if walks >= DENSE_FROM else conv_algorithms.DENSE_ONCE_UP_TO
@@ -97,29 +98,32 @@ def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.S
             needed = journal.statistics_tasks()[task.shard]
             list(measure([needed]))  # nothing to do, unless it has been damaged meanwhile
             norm = tree_forward.ReplayedStatistics(journal.read(needed, mapped=True))
-        journal.write(task, count_chunk(weights, parts[task.shard], pixels[chunk], labels[chunk], norm))
+        journal.write(task, count_chunk(weights, parts[task.shard], pixels[chunk], labels[chunk], norm,
+                                        first_half[chunk]))
 
     tasks = _left(journal, journal.counts_tasks(), "counts")
     for _ in runtime.progress(run_tasks(journal, tasks, count, share), len(tasks), "tasks"):
         pass
-    counts, total = journal.counts()
+    found, total = journal.counts()
     if total < len(labels):
         raise UserError(f"results in {journal.folder} have been deleted or damaged meanwhile; the same command "
                         "computes them again")
-    return counts, total
+    return found, total
 
 
 def count_chunk(weights: tree_forward.SlicedWeightCache, steps: Sequence[prefix_tree.Step], pixels: np.ndarray,
-                labels: np.ndarray, norm: Callable) -> np.ndarray:
-    """Hits of the archs of a traversal on some images: int64 [archs, 3], the index in the list, top-1 and top-5.
+                labels: np.ndarray, norm: Callable, first_half: np.ndarray) -> np.ndarray:
+    """Counts of the archs of a traversal on some images: int64 [archs, 1 + columns], the index in the list, then what
+    `counts.COLUMNS` names.
 
-    pixels: uint8 [N, 3, S, S]; labels: int64 [N]; norm: as for `tree_forward.forward_tree`.
+    pixels: uint8 [N, 3, S, S]; labels: int64 [N]; norm: as for `tree_forward.forward_tree`; first_half: int64 [N], of
+    `counts.first_half`.
     """
-    labels, found = paddle.to_tensor(labels), []
+    labels, first_half, found = paddle.to_tensor(labels), paddle.to_tensor(first_half), []
     tree_forward.forward_tree(weights, steps, datasets.normalize(paddle.to_tensor(np.array(pixels))), norm,
-                              lambda _, logits: found.append(hits(logits, labels)))
-    counts = paddle.stack(found).numpy()  # the only wait for the device
-    return np.concatenate([np.array([[step.leaf] for step in steps]), counts], axis=1)
+                              lambda _, logits: found.append(accuracy.tally(logits, labels, first_half)))
+    rows = paddle.stack(found).numpy()  # the only wait for the device
+    return np.concatenate([np.array([[step.leaf] for step in steps]), rows], axis=1)
 
 
 def choose_chunk(cost: tree_forward.Cost, shards: int, images: int) -> int:
@@ -151,13 +155,13 @@ def _left(journal, tasks, what):
 
 def counts_one_by_one(net: Supernet, archs: Sequence[ArchConfig], sample: Sample,
                       batch_size: int) -> tuple[np.ndarray, int]:
-    """The same counts by the reference, each arch on its own: (int64 [archs, 2], number of images).
+    """The same counts by the reference, each arch on its own: (float64 [archs, columns], number of images).
 
     batch_size: validation images at a time.
     """
     pixels, labels = sample.validation_images
-    counts = accuracy.one_by_one(net, archs, sample.calibration_images, pixels, labels, batch_size)
-    return np.array(list(runtime.progress(counts, len(archs), "subnets"))), len(labels)
+    rows = accuracy.one_by_one(net, archs, sample.calibration_images, pixels, labels, batch_size)
+    return counts.in_nats(np.array(list(runtime.progress(rows, len(archs), "subnets")))), len(labels)
 
 
 def measured_rate(archs: Sequence[ArchConfig], image_size: int, num_classes: int, space: SearchSpace) -> float:
@@ -206,13 +210,13 @@ def plan_text(archs: Sequence[ArchConfig], image_size: int, images: int, num_cla
         f"{whole.path_bytes * calib_images / 1e9:.2f} GB for calibration, and weights",
         f"disk                          {whole.statistics_bytes / 1e9:.2f} GB statistics, "
         f"{(images + calib_images) * 3 * image_size ** 2 / 1e9:.2f} GB decoded images, "
-        f"{24 * len(archs) * chunks / 1e9:.3f} GB counts"))
+        f"{8 * (1 + len(counts.COLUMNS)) * len(archs) * chunks / 1e9:.3f} GB counts"))
 
 
 def status_text(journal: Journal) -> str:
     """How far an evaluation is, as text."""
     chunks, done, tasks, rate = journal.progress()
-    counts, images = journal.counts()
+    found, images = journal.counts()
     left = ""
     if rate and done < tasks:
         left = f", {_duration((tasks - done) / rate)} left at {60 * rate:.1f} tasks per minute"
@@ -222,7 +226,7 @@ def status_text(journal: Journal) -> str:
     if journal.rejected:
         lines.append(f"{len(journal.rejected)} results are not to be believed; `run` computes them again")
     if images:
-        top1 = 100 * counts[:, 0] / images
+        top1 = 100 * found[:, 0] / images
         lines.append(f"top-1 so far: mean {top1.mean():.2f} %, {top1.min():.2f} to {top1.max():.2f} %")
     return "\n".join(lines)
 

@@ -23,14 +23,24 @@ import numpy as np
 from ..system import arrays, files, locks
 from ..system.errors import UserError
 from ..system.locks import try_lock
+from . import counts
 
-FORMAT = 1  # of the files; part of the fingerprint
+FORMAT = 2  # of the files; part of the fingerprint; the results of 1 had no cross-entropies and no halves
 PLAN = "plan.json"
 LONGEST_GAP = 10  # median gaps between two results: a longer one is a pause and says nothing about the speed
 #: What messages call the `inputs` and the other parts of a fingerprint.
 INPUT_NAMES = {"weights": "weights", "space": "space", "image_size": "image size", "amp": "precision",
                "validation": "validation images", "calibration": "calibration images", "codes": "arch list",
                "images": "number of images"}
+
+
+class EarlierFormat(UserError):
+    """An evaluation whose results do not hold what is counted today. plan: its plan."""
+
+    def __init__(self, folder: str, plan: dict):
+        super().__init__(f"an earlier version wrote the evaluation in {folder}, without cross-entropies; "
+                         "`eval_supernet.py run` computes it again")
+        self.plan = plan
 
 
 class Task(NamedTuple):
@@ -153,10 +163,10 @@ class Journal:
             if array.dtype != "float32" or array.ndim != 1:
                 raise arrays.Damaged("statistics are another kind of array")
             return
-        if array.dtype != "int64" or array.ndim != 2 or array.shape[1] != 3:
+        if array.dtype != "int64" or array.ndim != 2 or array.shape[1] != 1 + len(counts.COLUMNS):
             raise arrays.Damaged("counts are another kind of array")
-        index, top1, top5 = array.T
-        if not ((0 <= top1) & (top1 <= top5) & (top5 <= task.last - task.first)).all():
+        index = array[:, 0]
+        if counts.impossible(array[:, 1:], task.last - task.first):
             raise arrays.Damaged(f"its counts are impossible for {task.last - task.first} images")
         expected = np.unique(index) if self.leaves is None else np.sort(self.leaves[task.shard])
         if not np.array_equal(np.sort(index), expected) or len(index) and not (
@@ -173,21 +183,22 @@ class Journal:
         return chunks, len(done), len(self.counts_tasks()), rate
 
     def counts(self) -> tuple[np.ndarray, int]:
-        """Hits of every arch over the chunks that are done for all archs: (int64 [archs, 2], number of images).
+        """Counts of every arch over the chunks that are done for all archs: (float64 [archs, columns], images).
 
-        Columns: top-1, top-5. A chunk with a result that is not to be believed is not done.
+        The columns are `counts.COLUMNS`, cross-entropies in nats. A chunk with a result that is not to be believed is
+        not done.
         """
         archs = len(self.plan["codes"])
-        total, images = np.zeros((archs, 2), "int64"), 0
+        total, images = np.zeros((archs, len(counts.COLUMNS)), "int64"), 0
         for first, last in self.progress()[0]:
-            # [archs, 3]: index in the list, top-1, top-5
+            # [archs, 1 + columns]: index in the list, counts
             rows = np.concatenate([self.read(task) for task in self.counts_tasks((first, last))])
             if not np.array_equal(np.sort(rows[:, 0]), np.arange(archs)):
                 raise UserError(f"{self.folder} does not hold each arch once for the images {first} to {last}; "
                                 "delete it, and the same command computes it again")
             total[rows[:, 0]] += rows[:, 1:]
             images += last - first
-        return total, images
+        return counts.in_nats(total), images
 
 
 def journals(root: str) -> list[str]:
@@ -213,9 +224,9 @@ def remove(folder: str) -> None:
         os.unlink(folder + ".lock")
 
 
-def _fingerprint(plan):
+def _fingerprint(plan, version=FORMAT):
     """The name of a plan's folder, a digest of everything but how the work is divided."""
-    text = json.dumps({"format": FORMAT, "inputs": plan["inputs"], "codes": plan["codes"], "images": plan["images"]},
+    text = json.dumps({"format": version, "inputs": plan["inputs"], "codes": plan["codes"], "images": plan["images"]},
                       sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -231,11 +242,14 @@ def _read_plan(folder):
     plan = dict(content) if isinstance(content, dict) else {}
     stated = plan.pop("sha256", None)
     # The name of the folder is a digest, too, but not of how the work is divided.
-    if stated != _plan_digest(plan) or plan.keys() != {"inputs", "codes", "images", "chunk", "shards"} or \
-            _fingerprint(plan) != os.path.basename(folder) or not _is_sane(plan):
-        raise UserError(f"the plan of the evaluation {path} is not the one that was written there"
-                        + (", or an earlier version wrote it" if plan and stated is None else ""))
-    return plan
+    if stated == _plan_digest(plan) and plan.keys() == {"inputs", "codes", "images", "chunk", "shards"} and \
+            _is_sane(plan):
+        if _fingerprint(plan) == os.path.basename(folder):
+            return plan
+        if any(_fingerprint(plan, earlier) == os.path.basename(folder) for earlier in range(1, FORMAT)):
+            raise EarlierFormat(folder, plan)
+    raise UserError(f"the plan of the evaluation {path} is not the one that was written there"
+                    + (", or an earlier version wrote it" if plan and stated is None else ""))
 
 
 def _is_sane(plan):
@@ -249,8 +263,11 @@ def _unlike(root, plan):
     """Why the evaluations below `root` are not this one: by the inputs that differ from the most similar one."""
     differences = []
     for folder in journals(root):
+        reasons = []
         try:
             other = _read_plan(folder)
+        except EarlierFormat as error:
+            other, reasons = error.plan, ["an earlier version wrote it, without cross-entropies"]
         except UserError:
             differences.append((len(INPUT_NAMES), folder, "an earlier version wrote it, or its plan is damaged"))
             continue
@@ -259,8 +276,9 @@ def _unlike(root, plan):
                   if other["inputs"].get(name) != json.loads(json.dumps(plan["inputs"].get(name)))]
         if "validation" in found and "images" in found:
             found.remove("images")
-        differences.append((len(found), folder,
-                            "other " + ", ".join(INPUT_NAMES.get(name, name) for name in sorted(found))))
+        if found:
+            reasons.append("other " + ", ".join(INPUT_NAMES.get(name, name) for name in sorted(found)))
+        differences.append((len(found), folder, "; ".join(reasons)))
     if not differences:
         return None
     _, folder, why = min(differences, key=lambda each: each[0])

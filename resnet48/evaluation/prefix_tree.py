@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..space.arch import ArchConfig
+from ..space.split import Split
 
 
 class Step(NamedTuple):
@@ -22,9 +23,12 @@ class Step(NamedTuple):
     leaf: int
 
 
-def traversal(archs: Iterable[ArchConfig]) -> list[Step]:
-    """The steps of a depth-first traversal that visits every arch of a list once. archs: tied `ArchConfig` objects."""
-    paths = sorted((arch.nodes(), index) for index, arch in enumerate(archs))
+def traversal(archs: Iterable[ArchConfig], split: Split | None = None) -> list[Step]:
+    """The steps of a depth-first traversal that visits every arch of a list once. archs: tied `ArchConfig` objects.
+
+    split: of the supernet, in which archs of different groups share no blocks of the stage.
+    """
+    paths = sorted((arch.nodes(split), index) for index, arch in enumerate(archs))
     steps, before = [], ()
     for path, index in paths:
         kept = 0

@@ -39,6 +39,14 @@ def require_path(path: str) -> None:
         files.require_writable(path + ending)
 
 
+def require_output(path: str, weights_file: str) -> None:
+    """Raise `UserError` where an inference model at `path` would replace its checkpoint, or a file of something else."""
+    exported = os.path.exists(path + ".pdiparams")
+    for ending in (".json", ".pdmodel", ".pdiparams"):
+        files.require_output("--output", path + ending, {"--checkpoint": weights_file}, lambda found: (
+            None if exported and os.path.isfile(found) else "is there already and is not part of an exported model"))
+
+
 def save_inference(net: paddle.nn.Layer, image_size: int, path: str) -> None:
     """Write `net` for `paddle.inference` as `path`.pdiparams and `path`.json (`path`.pdmodel before Paddle 3).
 

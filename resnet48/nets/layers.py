@@ -41,6 +41,13 @@ def batch_norm(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
     return y
 
 
+def batch_norm_of_batch(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
+    """`batch_norm` of training mode without its trace: the running statistics stay as they are."""
+    width = x.shape[1]
+    return F.batch_norm(x, paddle.zeros([width]), paddle.ones([width]), _first(layer.weight, width),
+                        _first(layer.bias, width), training=True, epsilon=layer._epsilon)
+
+
 def linear(x: paddle.Tensor, layer: nn.Linear) -> paddle.Tensor:
     """A classifier over as many features as `x` [N, C] has; weight [I >= C, classes]."""
     return F.linear(x, _first(layer.weight, x.shape[1]), layer.bias)

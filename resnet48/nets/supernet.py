@@ -4,6 +4,7 @@ Both are the same nodes under the same parameter names (`blocks.0` the stem, 1..
 subnet is extracted by slicing and no name is ever changed.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import paddle
@@ -11,53 +12,90 @@ from paddle import nn
 import paddle.nn.functional as F
 
 from ..space.arch import ArchConfig, SearchSpace
-from ..space.nodes import Block, Head, Stem
+from ..space.nodes import OUTER, Block, Head, Stem
+from ..space.split import Split
 from . import layers
 
 
+class PReLU(nn.PReLU):
+    """One slope for all channels, .25 at first (arXiv 1502.01852), in whichever precision the features are."""
+
+    def forward(self, x):
+        return F.prelu(x, self._weight if self._weight.dtype == x.dtype else self._weight.astype(x.dtype))
+
+
+#: What follows the sum of a block, as in the third place of CVPR 2022's first track (arXiv 2206.13329); Mish is arXiv
+#: 1908.08681. The other activation of a block and that of the stem are always ReLUs.
+ACTIVATIONS = {"relu": nn.ReLU, "prelu": PReLU, "mish": nn.Mish}
+
+
 def forward_node(node: Stem | Block | Head, layer: nn.LayerDict, x: paddle.Tensor, norm: Callable,
-                 conv: Callable) -> paddle.Tensor:
+                 conv: Callable, linear: Callable = layers.linear) -> paddle.Tensor:
     """Run one node of a net.
 
     x: images [N, 3, H, W] for a `Stem`, which gives features [N, width, ceil(H / 4), ceil(W / 4)]; features
     [N, in, H, W] for a `Block`, which gives [N, out, ceil(H / stride), ceil(W / stride)], and for a `Head`, which gives
     logits [N, classes]. layer: its layers by their names in the node, in a supernet with more channels than the node.
-    norm: how a batch norm is done, as `layers.batch_norm`; conv: how a convolution is done, as `layers.conv`.
+    norm: how a batch norm is done, as `layers.batch_norm`; conv: how a convolution is done, as `layers.conv`; linear: how
+    the classifier is done, as `layers.linear`.
     """
     def conv_norm(x, each):
         return norm(conv(x, layer[each.name], each.out_width, each.stride), layer[each.norm])
 
     first, *others = node.layers()
     if isinstance(node, Head):
-        return layers.linear(x.mean(axis=[2, 3]), layer[first.name])
+        return linear(x.mean(axis=[2, 3]), layer[first.name])
     y = F.relu(conv_norm(x, first))
     if isinstance(node, Stem):
         return F.max_pool2d(y, 3, 2, padding=1)
     second, *shortcut = others
     y = conv_norm(y, second)
-    return F.relu((conv_norm(x, *shortcut) if shortcut else x) + y)
+    return layer[OUTER]((conv_norm(x, *shortcut) if shortcut else x) + y)
 
 
 class Supernet(nn.Layer):
     """All subnets of a space in one set of weights.
 
-    space: which widths and depths; num_classes: outputs of the classifier.
-    nodes: those of the largest net, which the weights are for.
+    space: which widths and depths; num_classes: outputs of the classifier; split: of the few-shot net that it is to be.
+    nodes: what the weights are for: the nodes of the largest net, and the copies of blocks that a split makes.
     """
 
-    def __init__(self, space: SearchSpace, num_classes: int):
+    def __init__(self, space: SearchSpace, num_classes: int, split: Split | None = None):
         super().__init__()
-        self.space, self.num_classes = space, num_classes
+        self.space, self.num_classes, self.split = space, num_classes, None
         self.nodes, self.blocks = _build(space.largest(), num_classes)
+        if split:
+            self.divide(split)
 
-    def forward(self, images: paddle.Tensor, arch: ArchConfig, norm: Callable | None = None) -> paddle.Tensor:
+    def divide(self, split: Split) -> dict[str, str]:
+        """Give every group of a split its own weights of the stage, equal to those there are, running statistics too.
+
+        The first group keeps these under their names; `blocks.19-1` is what the second has of block 19. Returns what
+        each of the new parameters is a copy of, by name. For a net that is not split yet.
+        """
+        *nodes, head = self.nodes
+        copies, copied = split.copies(nodes), {}
+        for node in copies:
+            given, layer = self.blocks[str(node.index)].state_dict(), nn.LayerDict(dict(_layers(node)))
+            for name, own in layer.state_dict().items():
+                own.set_value(given[name])
+                own.stop_gradient = given[name].stop_gradient
+                copied[f"blocks.{node.key}.{name}"] = f"blocks.{node.index}.{name}"
+            layer.train() if self.training else layer.eval()
+            self.blocks[node.key] = layer
+        self.nodes, self.split = (*nodes, *copies, head), split
+        return copied
+
+    def forward(self, images: paddle.Tensor, arch: ArchConfig, norm: Callable | None = None,
+                linear: Callable | None = None) -> paddle.Tensor:
         """Logits [N, classes] of the subnet `arch` for images [N, 3, H, W].
 
-        norm: how a batch norm is done [`layers.batch_norm`], see also `layers.Statistics`.
+        norm: how a batch norm is done [`layers.batch_norm`], see also `layers.Statistics`; linear: how the classifier
+        is done [`layers.linear`].
         Raises `ArchError` for an arch that the shared weights cannot serve.
         """
         arch.require_tied()
-        return _forward(self.blocks, (*arch.nodes(), arch.head(self.num_classes)), images, norm)
+        return _forward(self.blocks, (*arch.nodes(self.split), arch.head(self.num_classes)), images, norm, linear)
 
 
 class ResNet48(nn.Layer):
@@ -68,22 +106,24 @@ class ResNet48(nn.Layer):
         self.arch, self.num_classes = arch, num_classes
         self.nodes, self.blocks = _build(arch, num_classes)
 
-    def forward(self, images: paddle.Tensor, norm: Callable | None = None) -> paddle.Tensor:
-        """Logits [N, classes] for images [N, 3, H, W]."""
-        return _forward(self.blocks, self.nodes, images, norm)
+    def forward(self, images: paddle.Tensor, norm: Callable | None = None,
+                linear: Callable | None = None) -> paddle.Tensor:
+        """Logits [N, classes] for images [N, 3, H, W]. norm, linear: as for `Supernet`."""
+        return _forward(self.blocks, self.nodes, images, norm, linear)
 
 
-def shapes(what: SearchSpace | ArchConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
+def shapes(what: SearchSpace | ArchConfig, num_classes: int, split: Split | None = None) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all that the `state_dict` of a `Supernet` of a space, or a `ResNet48` of an arch, will hold."""
     arch = what.largest() if isinstance(what, SearchSpace) else what
-    return {f"blocks.{node.index}.{name}": shape for node in (*arch.nodes(), arch.head(num_classes))
+    nodes = (*arch.nodes(), *(split.copies(arch.nodes()) if split else ()), arch.head(num_classes))
+    return {f"blocks.{node.key}.{name}": shape for node in nodes
             for each in node.layers() for name, shape in (each.weights() | each.statistics()).items()}
 
 
 def _build(arch, num_classes):
     """The nodes of a net, and under their numbers the layers of each under their names."""
     nodes = (*arch.nodes(), arch.head(num_classes))
-    return nodes, nn.LayerDict({str(node.index): nn.LayerDict(dict(_layers(node))) for node in nodes})
+    return nodes, nn.LayerDict({node.key: nn.LayerDict(dict(_layers(node))) for node in nodes})
 
 
 def _layers(node):
@@ -94,11 +134,13 @@ def _layers(node):
             yield each.norm, nn.BatchNorm2D(each.out_width)
         else:
             yield each.name, nn.Linear(each.in_width, each.out_width)
+    if isinstance(node, Block):
+        yield OUTER, ACTIVATIONS[node.activation]()
 
 
-def _forward(blocks, nodes, x, norm):
+def _forward(blocks, nodes, x, norm, linear):
     for node in nodes:
-        x = forward_node(node, blocks[str(node.index)], x, norm or layers.batch_norm, layers.conv)
+        x = forward_node(node, blocks[node.key], x, norm or layers.batch_norm, layers.conv, linear or layers.linear)
     return x
 
 
@@ -106,7 +148,7 @@ def _residuals(net):
     """conv1, bn1, conv2, bn2 of every basic block."""
     for node in net.nodes:
         if isinstance(node, Block):
-            yield list(net.blocks[str(node.index)].values())[:4]
+            yield list(net.blocks[node.key].values())[:4]
 
 
 def zero_residuals(net: Supernet | ResNet48) -> None:
@@ -119,16 +161,17 @@ def zero_residuals(net: Supernet | ResNet48) -> None:
 
 
 def extract(supernet: Supernet, arch: ArchConfig) -> ResNet48:
-    """A `ResNet48` with the weights that `arch` uses in the supernet: the leading part of every tensor.
+    """A `ResNet48` with the weights that `arch` uses in the supernet: the leading part of every tensor, of its copy.
 
     Raises `ArchError` for an arch that the shared weights cannot serve.
     """
     arch.require_tied()
-    subnet = ResNet48(arch, supernet.num_classes)
-    shared = supernet.state_dict()
+    subnet = ResNet48(dataclasses.replace(arch, activation=supernet.space.activation), supernet.num_classes)
     with paddle.no_grad():
-        for name, own in subnet.state_dict().items():
-            own.set_value(shared[name][tuple(slice(size) for size in own.shape)])
+        for node, own_node in zip((*arch.nodes(supernet.split), supernet.nodes[-1]), subnet.nodes, strict=True):
+            shared = supernet.blocks[node.key].state_dict()
+            for name, own in subnet.blocks[own_node.key].state_dict().items():
+                own.set_value(shared[name][tuple(slice(size) for size in own.shape)])
     subnet.train() if supernet.training else subnet.eval()
     return subnet
 

@@ -17,7 +17,7 @@ from scipy import stats
 from ..space.arch import FULL, SearchSpace
 from ..system import files
 from ..system.errors import UserError, shown
-from . import measured
+from . import measured, rankings
 from .intervals import Interval, percentile_interval
 
 FEWEST = 3  # archs that submission and truth must share
@@ -60,7 +60,8 @@ class Ranking(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What `score` found. rows: the supernet, then the baselines; margin: tau of the supernet minus that of `best`.
+    """What `score` found. agreements: of the supernet, of other `rankings` of its archs, of the baselines; margin: tau
+    of the supernet minus that of `best`. notes: on the other rankings, by name.
 
     best: the name of the baseline with the highest tau; it and margin are None if no baseline tells the archs apart.
     """
@@ -73,6 +74,7 @@ class Score:
     resamples: int
     seed: int
     image_size: int
+    notes: dict
 
     @property
     def n(self) -> int:
@@ -94,24 +96,28 @@ def score(submission: str, truth: str, space: SearchSpace = FULL, image_size: in
     Raises `UserError` for malformed files, fewer than 3 shared archs, accuracies that are outside 0..100, of two units
     in one file, or all equal.
     """
-    archs, ours, theirs = _join(submission, truth, space)
+    found, places, ours, theirs = _join(submission, truth, space)
+    every = list(found.archs.values())
+    archs, others = [every[place] for place in places], rankings.rankings(found, image_size, num_classes)
     if resamples is None:
         resamples = max(200, min(1000, 5_000_000 // len(archs)))  # seconds, also for the whole published list
     baselines = {"MACs": [arch.macs(image_size, num_classes) for arch in archs],
                  "parameters": [arch.params(num_classes) for arch in archs],
                  "depth": [sum(arch.depths) for arch in archs]}
-    table = np.array([theirs.accuracies, ours.accuracies, *baselines.values()], dtype="float64")
+    table = np.array([theirs.accuracies, ours.accuracies, *(scores[places] for scores in others.scores.values()),
+                      *baselines.values()], dtype="float64")
     values = _correlations(table)
     rng = np.random.default_rng(seed)
     draws = np.array([_correlations(table[:, rng.integers(len(archs), size=len(archs))]) for _ in range(resamples)])
-    names = [SUPERNET, *baselines]
+    names = [SUPERNET, *others.scores, *baselines]
     rows = tuple(_agreement(name, values[i], draws[:, i]) for i, name in enumerate(names))
     taus = values[:, 1]
     best, margin = None, None
-    if np.isfinite(taus[1:]).any():
-        index = 1 + int(np.nanargmax(taus[1:]))
+    free = len(names) - len(baselines)
+    if np.isfinite(taus[free:]).any():
+        index = free + int(np.nanargmax(taus[free:]))
         best, margin = names[index], percentile_interval(taus[0] - taus[index], draws[:, 0, 1] - draws[:, index, 1])
-    return Score(ours, theirs, rows, best, margin, resamples, seed, image_size)
+    return Score(ours, theirs, rows, best, margin, resamples, seed, image_size, others.notes)
 
 
 def report_markdown(result: Score) -> str:
@@ -129,6 +135,7 @@ def report_markdown(result: Score) -> str:
         f"- in brackets: 95 % percentile bootstrap over archs, {result.resamples} resamples, seed {result.seed}"
         + _dropped(result.agreements),
         f"- MACs are counted at {result.image_size} px",
+        *rankings.sheet_lines(result.notes),
     ]
     if result.n < FEW:
         lines.append(f"- {result.n} archs are few: the intervals are wide, those of a near-perfect ranking too narrow")
@@ -207,13 +214,16 @@ def _reason_to_keep(path, beginning, reason):
 
 
 def _join(submission, truth, space):
-    """The archs that both files have measured, in the submission's order, and the `Ranking` of both files."""
+    """What the submission has measured, the places in it of the archs that both files have measured, and the `Ranking`
+    of both files.
+    """
     ours, theirs = measured.read(submission, "submission", space), measured.read(truth, "truth", space)
     shared = [code for code in ours.accuracies if code in theirs.accuracies]
     if len(shared) < FEWEST:
         raise UserError(f"submission {shown(submission)} ({_counted(ours)}) and truth {shown(truth)} "
                         f"({_counted(theirs)}) share {len(shared)}; a ranking needs at least {FEWEST}")
-    return [ours.archs[code] for code in shared], _ranking(ours, shared), _ranking(theirs, shared)
+    places = [place for place, code in enumerate(ours.accuracies) if code in theirs.accuracies]
+    return ours, places, _ranking(ours, shared), _ranking(theirs, shared)
 
 
 def _counted(found):

@@ -9,14 +9,17 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from ..space import description
 from ..space.arch import ANY, FULL, ArchConfig, SearchSpace
 from ..space.arch_list import Entry, entry_problem, json_kind, read_accuracies, read_list, read_object
 from ..space.checks import check_image_size
 from ..system import files
 from ..system.errors import UserError, quoted, shown
+from . import counts_file
 
-COUNTS, MANIFEST = ".counts.json", ".manifest.json"
+MANIFEST = ".manifest.json"
 
 
 def write_accuracies(path: str, entries: Sequence[Entry], accuracies: Sequence[float]) -> None:
@@ -38,27 +41,17 @@ def write_accuracies(path: str, entries: Sequence[Entry], accuracies: Sequence[f
     files.write_json(path, content)
 
 
-def write_counts(submission: str, entries: Sequence[Entry], counts: Sequence[tuple[int, int]], images: int) -> None:
-    """Keep the counts behind a submission, hits in `images` images, beside it: `out/a.counts.json` for `out/a.json`.
-
-    counts: (top-1, top-5) per entry.
-    """
-    content = {entry.key: {"arch": entry.code, "top1": int(top1), "top5": int(top5)}
-               for entry, (top1, top5) in zip(entries, counts)}
-    files.write_json(files.beside(submission, COUNTS), {"images": images, "counts": content})
-
-
 def write_submission(path: str, arch_list: str, checkpoint: str, entries: Sequence[Entry], chosen: Sequence[Entry],
-                     counts: Sequence[tuple[int, int]], images: int, about: dict, unfinished: str | None = None) -> str:
+                     counts: np.ndarray, images: int, about: dict, unfinished: str | None = None) -> str:
     """Write the submission for the `chosen` of a list's entries, with counts and manifest beside it; returns a line for
     the log.
 
-    counts: (top-1, top-5) of each chosen entry in `images` images. about: the rest of the manifest, see
-    `write_manifest`. unfinished: how far the supernet's training was, where it was not finished.
+    counts: float64 [archs, 6], of the chosen entries on `images` images, see `counts_file.write`. about: the rest of
+    the manifest, see `write_manifest`. unfinished: how far the supernet's training was, where it was not finished.
     """
-    accuracies = [100 * int(top1) / images for top1, _ in counts]
+    accuracies = [100 * int(top1) / images for top1 in counts[:, 0]]
     partial = len(chosen) < len(entries)
-    write_counts(path, chosen, counts, images)  # first, so that a submission is never there without
+    counts_file.write(path, chosen, counts, images)  # first, so that a submission is never there without
     write_accuracies(path, chosen, accuracies)
     write_manifest(path, arch_list, checkpoint, archs=len(chosen), partial=partial, val_images=images,
                    unfinished=unfinished, **about)
@@ -68,26 +61,35 @@ def write_submission(path: str, arch_list: str, checkpoint: str, entries: Sequen
             + (f"; UNFINISHED TRAINING: {unfinished}" if unfinished else ""))
 
 
-def write_partial(path: str, codes: Sequence[list], counts: Sequence[tuple[int, int]], images: int,
-                  planned: int) -> str:
+def write_partial(path: str, codes: Sequence[list], counts: np.ndarray, images: int, planned: int) -> str:
     """Write a submission from an evaluation that may be unfinished, on the `images` it has seen; returns a line for the
     log.
 
-    planned: how many images it will see. codes: [key, code] of each arch. It has no manifest, so
-    `verify` will not take it for a finished one.
+    planned: how many images it will see. codes: [key, code] of each arch. counts: as for `write_submission`. It has no
+    manifest, so `verify` will not take it for a finished one.
     """
     if not images:
         raise UserError("no chunk of images is done for all archs yet, so there is nothing to write")
     entries = [Entry(key, code, None) for key, code in codes]
-    write_counts(path, entries, counts, images)
-    write_accuracies(path, entries, [100 * int(top1) / images for top1, _ in counts])
+    counts_file.write(path, entries, counts, images)
+    write_accuracies(path, entries, [100 * int(top1) / images for top1 in counts[:, 0]])
     state = f"UNFINISHED: on {images} of {planned} images so far" if images < planned else f"on all {images} images"
     return f"wrote {path}: {len(codes)} archs, {state}"
 
 
 def side_files(submission: str) -> list[str]:
     """What is written beside a submission: counts and manifest."""
-    return [files.beside(submission, ending) for ending in (COUNTS, MANIFEST)]
+    return [files.beside(submission, ending) for ending in (counts_file.ENDING, MANIFEST)]
+
+
+def require_outputs(output: str, arch_list: str, weights_file: str, archs: Sequence[ArchConfig]) -> None:
+    """Refuse to write a submission of `archs` over what its evaluation reads, or over a file that holds more.
+
+    output, arch_list, weights_file: paths. Raises `UserError` as `files.require_output` does.
+    """
+    files.require_output("--output", output, {"--checkpoint": weights_file}, lambda path: reason_to_keep(path, archs))
+    for path in side_files(output):  # the list itself may be filled in place
+        files.require_output("what belongs to --output,", path, {"--checkpoint": weights_file, "--archs": arch_list})
 
 
 def manifest_path(submission: str) -> str:
@@ -123,7 +125,8 @@ def reason_to_keep(path: str, archs: Sequence[ArchConfig], finished_too: bool = 
     if made_by:
         ours = all(made_by(entry.arch) for entry, accuracy in zip(entries, accuracies) if accuracy)
     else:
-        ours = finished or _has_counts(path, entries, accuracies)
+        ours = finished or counts_file.belong(path, {entry.arch.code: accuracy
+                                                     for entry, accuracy in zip(entries, accuracies)})
         if ours and lost and (not finished or files.read_json(manifest_path(path), "manifest").get("partial")):
             return None
     if lost:
@@ -290,14 +293,4 @@ def _is_about(manifest, submission):
         content = files.read_json(manifest, "manifest")
         return isinstance(content, dict) and content.get("submission_sha256") == files.sha256_of(submission)
     except UserError:
-        return False
-
-
-def _has_counts(submission, entries, accuracies):
-    """Whether the accuracies of a submission are those of the counts beside it."""
-    try:
-        content = files.read_json(files.beside(submission, COUNTS), "counts")
-        images, counts = content["images"], content["counts"]
-        return all(100 * counts[entry.key]["top1"] / images == accuracy for entry, accuracy in zip(entries, accuracies))
-    except (UserError, AttributeError, KeyError, TypeError, ZeroDivisionError):
         return False

@@ -6,13 +6,14 @@ The published list writes a leading `1` (image size 224) before them; both forms
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 
 from ..system.errors import UserError, quoted
 from .checks import CAPACITY, check_space
 from .nodes import Block, Head, Layer, Stem
+from .split import Split
 
 FIRST_BLOCK = (1, 6, 11, 19)  # where each stage begins when all 23 blocks are numbered through (0 is the stem)
 STEM_DIGIT, FIRST_BLOCK_DIGIT, DIGITS = 4, 5, 51
@@ -31,6 +32,7 @@ class SearchSpace:
     divisor: widths are rounded to a multiple of it.
     depths: (fewest, most) blocks of each stage.
     codes: the digits that are allowed for the stem and for stages 1..4.
+    activation: what the blocks of its nets end with, see `nodes.Block`.
     Raises `UserError` for what is not of this form, see `checks`.
     """
 
@@ -40,15 +42,21 @@ class SearchSpace:
     ratios: tuple = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
     depths: tuple = ((2, 5), (2, 5), (2, 8), (2, 5))
     codes: tuple = ("1234567",) * 5
+    activation: str = "relu"
 
     def __post_init__(self):
-        check_space(self.name, self.base_channels, self.divisor, self.ratios, self.depths, self.codes)
+        check_space(self.name, self.base_channels, self.divisor, self.ratios, self.depths, self.codes, self.activation)
 
     def width(self, stage: int, digit: str) -> int:
         """Channels that `digit` (a character) means in `stage` (1..4; the stem counts as stage 1)."""
         value = self.base_channels[stage - 1] * self.ratios[int(digit) - 1]
         width = max(self.divisor, int(value + self.divisor / 2) // self.divisor * self.divisor)
         return width + self.divisor if width < 0.9 * value else width
+
+    @property
+    def outer_codes(self) -> tuple[str, ...]:
+        """The digits that are drawn for the second convolutions of stages 1..4."""
+        return self.codes[1:]
 
     def largest(self) -> "ArchConfig":
         """The net with the most blocks, all at the first allowed digit."""
@@ -71,7 +79,7 @@ class SearchSpace:
             return allowed[int(rng.integers(len(allowed)))]
 
         depths = [int(rng.integers(fewest, most + 1)) for fewest, most in self.depths]
-        outer = [draw(allowed) for allowed in self.codes[1:]]
+        outer = [draw(allowed) for allowed in self.outer_codes]
         inner = [[draw(allowed) for _ in range(depth)] for allowed, depth in zip(self.codes[1:], depths)]
         return self.assemble(depths, outer, inner)
 
@@ -85,13 +93,21 @@ class SearchSpace:
                   for firsts, second, capacity in zip(inner, outer, CAPACITY))
         return ArchConfig.parse("".join(map(str, depths)) + outer[0] + "".join(stages), self)
 
-    def narrowed(self, base_channels: Sequence[int], divisor: int) -> "SearchSpace":
-        """The same codes over other base widths: a narrow copy lets the full pipeline run on a CPU."""
-        return SearchSpace(self.name, tuple(base_channels), divisor, self.ratios, self.depths, self.codes)
+    def parse(self, code: str) -> "ArchConfig":
+        """The arch of a code. Raises `ArchError`."""
+        return ArchConfig.parse(code, self)
+
+    def narrowed(self, base_channels: Sequence[int], divisor: int, activation: str | None = None) -> "SearchSpace":
+        """The same codes over other base widths: a narrow copy lets the full pipeline run on a CPU.
+
+        activation: None to keep that of the space.
+        """
+        return replace(self, base_channels=tuple(base_channels), divisor=divisor,
+                       activation=activation or self.activation)
 
     def to_dict(self) -> dict:
-        """Plain data for a checkpoint."""
-        return asdict(self)
+        """Plain data for a checkpoint. Earlier versions knew only relu, and what they wrote is the same without it."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("activation", "relu")}
 
     @classmethod
     def from_dict(cls, data: dict) -> "SearchSpace":
@@ -105,8 +121,8 @@ class SearchSpace:
         return cls(**{name: _frozen(value) for name, value in data.items()})
 
     def _uniform(self, depths, which):
-        digits = [allowed[which] for allowed in self.codes[1:]]
-        return self.assemble(depths, digits, [[digit] * depth for digit, depth in zip(digits, depths)])
+        outer, inner = ([allowed[which] for allowed in codes] for codes in (self.outer_codes, self.codes[1:]))
+        return self.assemble(depths, outer, [[digit] * depth for digit, depth in zip(inner, depths)])
 
 
 FULL = SearchSpace("full")
@@ -130,13 +146,14 @@ class ArchConfig:
     """One subnet, made by `parse`; frozen, hashable, equal by value.
 
     code: the 51 digits. depths: blocks of stages 1..4. stem: its width in channels.
-    stages: for each stage a tuple of (conv1 width, conv2 width), one per block.
+    stages: for each stage a tuple of (conv1 width, conv2 width), one per block. activation: as in a `SearchSpace`.
     """
 
     code: str
     depths: tuple = field(repr=False)
     stem: int = field(repr=False)
     stages: tuple = field(repr=False)
+    activation: str = field(default="relu", repr=False)
 
     @classmethod
     def parse(cls, code: str, space: SearchSpace = FULL, allow_untied: bool = False) -> "ArchConfig":
@@ -169,7 +186,7 @@ class ArchConfig:
                     check(index, f"{place}, a block that depth {depth} leaves out", "0")
                 index += 1
             stages.append(tuple(zip(widths[::2], widths[1::2])))
-        arch = cls(digits, depths, stem, tuple(stages))
+        arch = cls(digits, depths, stem, tuple(stages), space.activation)
         if not allow_untied:
             arch.require_tied(code)
         return arch
@@ -180,7 +197,8 @@ class ArchConfig:
         for stage, (widths, first) in enumerate(zip(self.stages, FIRST_BLOCK), 1):
             for position, (inner_width, out_width) in enumerate(widths, 1):
                 stride = 2 if stage > 1 and position == 1 else 1
-                blocks.append(Block(first + position - 1, stage, position, in_width, inner_width, out_width, stride))
+                blocks.append(Block(first + position - 1, stage, position, in_width, inner_width, out_width, stride,
+                                    self.activation))
                 in_width = out_width
         return tuple(blocks)
 
@@ -202,9 +220,12 @@ class ArchConfig:
                     f"{before} gives {block.in_width} and the shortcut is an identity; allowed in a supernet is one "
                     f"width for all second convolutions of a stage, in stage 1 the stem's too")
 
-    def nodes(self) -> tuple[Stem | Block, ...]:
-        """The stem and the blocks, in order. The head, which depends on the classes, is `head`."""
-        return Stem(self.stem), *self.blocks()
+    def nodes(self, split: Split | None = None) -> tuple[Stem | Block, ...]:
+        """The stem and the blocks, in order. The head, which depends on the classes, is `head`.
+
+        split: of the supernet, whose blocks then say which copy of the weights this arch uses.
+        """
+        return Stem(self.stem), *(split.assigned(self) if split else self.blocks())
 
     def head(self, num_classes: int) -> Head:
         """The classifier."""
@@ -223,7 +244,7 @@ class ArchConfig:
         return sum(layer.macs for layer in (*self.convolutions(image_size), *self.head(num_classes).layers()))
 
     def params(self, num_classes: int = 1000) -> int:
-        """Trainable parameters: convolutions, weight and bias of each batch norm, classifier."""
+        """Trainable parameters: convolutions, weight and bias of each batch norm, slopes of PReLUs, classifier."""
         return sum(layer.params for layer in (*self.convolutions(), *self.head(num_classes).layers()))
 
     @property

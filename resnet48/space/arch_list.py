@@ -12,6 +12,7 @@ from ..system.errors import UserError, quoted, shown
 from .arch import FULL, ArchConfig, ArchError, SearchSpace
 
 FIELDS = ("acc", "arch")
+RANKING_FORMAT = "resnet48 ranking"  #: what files of `ranking.rankings` hold as `format`: no list, and refused by name
 
 
 class Entry(NamedTuple):
@@ -79,6 +80,9 @@ def read_object(path, what):
     if not isinstance(content, dict):
         raise UserError(f'{what} {shown(path)} must be one object {{"arch1": {{"acc": 0.0, "arch": "1252..."}}, ...}}, '
                         f"found {json_kind(content)}")
+    if content.get("format") == RANKING_FORMAT:
+        raise UserError(f"{what} {shown(path)} is a ranking that `eval_supernet.py rank` wrote, and holds no accuracies "
+                        "of nets; rule 6 of the contest forbids to submit what a predictor says")
     return content
 
 

@@ -8,9 +8,11 @@ CAPACITY = (5, 5, 8, 5)  # blocks of stages 1..4 that a code has digits for
 MAX_WIDTH = 2 ** 16  # in channels; far above what can be trained, and small enough to compute with
 MAX_CLASSES = 10 ** 6
 MAX_IMAGE_SIZE = 2 ** 16  # in pixels
+ACTIVATIONS = "relu", "prelu", "mish"  # of what a block gives
 
 
-def check_space(name: str, base_channels: tuple, divisor: int, ratios: tuple, depths: tuple, codes: tuple) -> None:
+def check_space(name: str, base_channels: tuple, divisor: int, ratios: tuple, depths: tuple, codes: tuple,
+                activation: str) -> None:
     """Raise `UserError` unless these are the parts of a space, see `arch.SearchSpace`."""
     if not isinstance(name, str) or len(name) > 100:
         raise UserError(f"the name of a space is a text of at most 100 characters, got {quoted(name)}")
@@ -39,6 +41,14 @@ def check_space(name: str, base_channels: tuple, divisor: int, ratios: tuple, de
     if not set(codes[1]) <= set(codes[0]):
         raise UserError(f"codes must allow for the stem what it allows for stage 1, whose shortcuts tie them; got "
                         f"{quoted(codes)}")
+    check_activation(activation)
+
+
+def check_activation(value: object) -> str:
+    """What a block ends with. Raises `UserError` for what is not known."""
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise UserError(f"activation takes {', '.join(ACTIVATIONS)}; got {quoted(value)}")
+    return value
 
 
 def check_classes(value: object) -> int:

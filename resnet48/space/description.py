@@ -2,7 +2,8 @@
 
 from ..system.errors import UserError, quoted
 from .arch import STEM_DIGIT, ArchConfig, SearchSpace, digits_of
-from .checks import CAPACITY, MAX_WIDTH, check_classes, is_tuple, is_whole
+from .checks import CAPACITY, MAX_WIDTH, check_activation, check_classes, is_tuple, is_whole
+from .split import Split
 
 
 def read(data: object) -> tuple[SearchSpace | ArchConfig, int]:
@@ -18,7 +19,13 @@ def read(data: object) -> tuple[SearchSpace | ArchConfig, int]:
     if data["kind"] not in ("supernet", "standalone"):
         raise UserError(f"the kind of a net is supernet or standalone, got {quoted(data['kind'])}")
     classes = check_classes(data["num_classes"])
+    read_split(data)
     return _read_space(data) if data["kind"] == "supernet" else _read_arch(data), classes
+
+
+def read_split(data: dict) -> Split | None:
+    """How the supernet that is described is split; None if it is not. Raises `UserError` as `read` does."""
+    return Split.from_dict(data["split"]) if "split" in data else None
 
 
 def _read_space(data):
@@ -45,7 +52,7 @@ def _read_arch(data):
     depths = tuple(map(len, stages))
     if code[:STEM_DIGIT] != "".join(map(str, depths)):
         raise UserError(f"the arch {code} begins with its depths, but its stages have {quoted(depths)} blocks")
-    return ArchConfig(code, depths, stem, stages)
+    return ArchConfig(code, depths, stem, stages, check_activation(data.get("activation", "relu")))
 
 
 def _as_tuples(stages):

@@ -1,18 +1,24 @@
 """What a net is made of: a stem, blocks and a head, each of which says once what layers it has. No Paddle in here.
 
 Names and shapes of weights, counting, building, running and slicing follow from `layers(size)`, for an input of
-`size` x `size` pixels, which only the multiply-adds depend on. `index` is the node's number in the parameter names.
+`size` x `size` pixels, which only the multiply-adds depend on. `index` is the node's number, `key` its name in the
+parameter names, which tells copies of its weights apart (see `split`).
 """
 
 import math
 from typing import NamedTuple
 
 HEAD = 24  # the number of the classifier
+OUTER = "relu2"  # the name in a block of the activation behind its sum, whichever it is
+SLOPE = f"{OUTER}._weight"  # of a PReLU there
 
 
-def used_shapes(arch, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Parameter name -> shape of what a subnet uses of each trainable weight, the leading part along every axis."""
-    return {f"blocks.{node.index}.{name}": shape for node in (*arch.nodes(), arch.head(num_classes))
+def used_shapes(arch, num_classes: int, split=None) -> dict[str, tuple[int, ...]]:
+    """Parameter name -> shape of what a subnet uses of each trainable weight, the leading part along every axis.
+
+    split: of the supernet, a `split.Split`, if it has one.
+    """
+    return {f"blocks.{node.key}.{name}": shape for node in (*arch.nodes(split), arch.head(num_classes))
             for layer in node.layers() for name, shape in layer.weights().items()}
 
 
@@ -24,7 +30,10 @@ def smallest_map(image_size: int) -> int:
 
 
 class Layer(NamedTuple):
-    """A convolution without bias and the batch norm behind it, or with no `norm` a linear layer with bias."""
+    """A convolution without bias and the batch norm behind it, or with no `norm` a linear layer with bias.
+
+    has_slope: whether a PReLU follows the sum that this convolution ends in; it has one slope for all channels.
+    """
 
     name: str  # in the node, as `norm`
     norm: str | None
@@ -34,6 +43,7 @@ class Layer(NamedTuple):
     stride: int = 1
     size: int = 1  # height and width of the output in pixels
     stage: int = 0  # 1..4, 0 for the stem
+    has_slope: bool = False
 
     @property
     def macs(self) -> int:
@@ -50,8 +60,9 @@ class Layer(NamedTuple):
         vector = (self.out_width,)
         if self.norm is None:
             return {f"{self.name}.weight": (self.in_width, self.out_width), f"{self.name}.bias": vector}
+        slope = {SLOPE: (1,)} if self.has_slope else {}
         return {f"{self.name}.weight": (self.out_width, self.in_width, self.kernel, self.kernel),
-                f"{self.norm}.weight": vector, f"{self.norm}.bias": vector}
+                f"{self.norm}.weight": vector, f"{self.norm}.bias": vector, **slope}
 
     def statistics(self) -> dict[str, tuple[int, ...]]:
         """Name in the node -> shape of each running statistic."""
@@ -63,7 +74,7 @@ class Stem(NamedTuple):
     """conv7x7 of stride 2, bn, relu, max pool of stride 2. out_width: in channels."""
 
     out_width: int
-    index = 0
+    index, key = 0, "0"
 
     def layers(self, size: int = 1) -> tuple[Layer, ...]:
         return (Layer("conv", "bn", 3, self.out_width, 7, 2, _reduced(size, 2)),)
@@ -74,7 +85,10 @@ class Stem(NamedTuple):
 
 
 class Block(NamedTuple):
-    """conv3x3, bn, relu, conv3x3, bn, add the shortcut, relu (the basic block of ResNet, arXiv 1512.03385)."""
+    """conv3x3, bn, relu, conv3x3, bn, add the shortcut, relu (the basic block of ResNet, arXiv 1512.03385).
+
+    activation: of `checks.ACTIVATIONS`, in place of the relu behind the sum.
+    """
 
     index: int  # 1..23
     stage: int  # 1..4
@@ -83,6 +97,12 @@ class Block(NamedTuple):
     inner_width: int
     out_width: int
     stride: int
+    activation: str = "relu"
+    copy: int = 0  # which copy of the weights it uses
+
+    @property
+    def key(self) -> str:
+        return f"{self.index}-{self.copy}" if self.copy else str(self.index)
 
     @property
     def projects(self) -> bool:
@@ -92,7 +112,8 @@ class Block(NamedTuple):
     def layers(self, size: int = 1) -> tuple[Layer, ...]:
         at = self.out_size(size), self.stage
         main = (Layer("conv1", "bn1", self.in_width, self.inner_width, 3, self.stride, *at),
-                Layer("conv2", "bn2", self.inner_width, self.out_width, 3, 1, *at))
+                Layer("conv2", "bn2", self.inner_width, self.out_width, 3, 1, *at,
+                      has_slope=self.activation == "prelu"))
         shortcut = Layer("downsample.0", "downsample.1", self.in_width, self.out_width, 1, self.stride, *at)
         return (*main, shortcut) if self.projects else main
 
@@ -106,7 +127,7 @@ class Head(NamedTuple):
 
     in_width: int
     num_classes: int
-    index = HEAD
+    index, key = HEAD, str(HEAD)
 
     def layers(self, size: int = 1) -> tuple[Layer, ...]:
         return (Layer("fc", None, self.in_width, self.num_classes),)

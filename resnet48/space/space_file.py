@@ -26,13 +26,14 @@ def find(text: str) -> SearchSpace:
 
 
 def of(settings: SpaceSettings) -> SearchSpace:
-    """The space of `settings.space` over the base widths and the divisor that the settings give, if they give any."""
+    """The space of `settings.space` as `narrowed` by the settings."""
     return narrowed(find(settings.space), settings)
 
 
 def narrowed(space: SearchSpace, settings: SpaceSettings) -> SearchSpace:
-    """A space over the base widths and the divisor that the settings give, if they give any."""
-    return space.narrowed(settings.channels() or space.base_channels, settings.divisor or space.divisor)
+    """A space with the activation of the settings, and the base widths and the divisor that they give, if any."""
+    return space.narrowed(settings.channels() or space.base_channels, settings.divisor or space.divisor,
+                          settings.activation)
 
 
 def read(path: str) -> SearchSpace:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..images import loader
 from ..images.datasets import ImageSet, Split
+from ..ranking.smoothing import FEWEST
 from ..space import space_file
 from ..space.arch import ArchConfig, SearchSpace
 from ..system import config
@@ -100,15 +101,17 @@ def make(settings: StudySettings) -> Plan:
                 raise UserError(f"--{flag} takes {', '.join(known)}; got {quoted(name)}")
     if settings.default and settings.default not in names:
         raise UserError(f"--default takes one of the recipes ({', '.join(names)}), got {quoted(settings.default)}")
-    images, space = trainings.load_images(truth), space_file.of(recipes[0])
-    if any(space_file.of(each) != space for each in recipes):
-        raise UserError("all recipes of a study must have one space; give it under `shared`")
+    images, space = trainings.load_images(truth), space_file.of(truth)
+    if any(dataclasses.replace(space_file.of(each), activation=space.activation) != space for each in recipes):
+        raise UserError("the truth and all recipes of a study must have one space; give it under `shared`")
     size = images.size, len(images.classes)
     tenths = archs.spread(space, settings.spread, settings.arch_seed, *size)
     bands = archs.bands(space, settings.bands, settings.arch_seed, *size, sum(tenths, [])) if settings.bands else []
     everything = [arch for part in (*tenths, *bands) for arch in part]
     if len(everything) < 3:
         raise UserError("a ranking needs at least 3 archs; --spread and --bands say how many")
+    if "smoothed" in words(settings.scores) and len(everything) < FEWEST:
+        raise UserError(f"--scores: {len(everything)} archs are too few to be smoothed, {FEWEST} are needed")
     macs = np.mean([arch.macs(*size) for arch in everything])
     context = {"images": _identity(images), "space": space.to_dict()}
     supernets, subnet_images = [], {}

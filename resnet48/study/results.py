@@ -55,11 +55,11 @@ def collect(plan: Plan, read: Callable[[Task], dict], has: Callable[[Task], bool
     rows, seeds = {}, {}
     for task in filter(has, plan.scores):
         row = read(task)
-        counts = {name: np.array(column)[kept] for name, column in row["counts"].items()}
-        found = Evaluated(archs, counts, row["images"], size, classes)
+        counts = {name: np.array(column) for name, column in row["counts"].items()}
+        found = Evaluated(plan.archs, counts, row["images"], size, classes)  # those without a truth help to smooth
         seeds.setdefault(task.name, []).append(task.seed)
         for way in words(plan.settings.scores):
-            rows.setdefault((task.name, way), []).append(SCORES[way](found))
+            rows.setdefault((task.name, way), []).append(SCORES[way](found)[kept])
     for name in words(plan.settings.free):
         rows[name, "free"] = [np.array([FREE[name](arch, size, classes) for arch in archs])]
     seconds = {name: [read(task)["seconds"] for task in plan.supernets if task.name == name and has(task)]

@@ -127,7 +127,7 @@ def _doing(plan: Plan, folder: Folder, progress: "_Progress") -> Callable[[Task]
                     result = trainings.train_arch(task.arch, settings)
                 elif task.kind == "supernets":
                     result = {"subnet_images": plan.subnet_images[task.name],
-                              **trainings.train_supernet(plan.space, settings)}
+                              **trainings.train_supernet(settings)}
                 else:
                     result = _scored(plan, folder, task)
         except UserError as error:
@@ -149,8 +149,7 @@ def _scored(plan, folder, task):
         if not folder.has(source):
             raise UserError(f"the supernet {source.label} is not trained yet; without --only it will be")
         settings = dataclasses.replace(settings, save_dir=folder.training(source))
-    return trainings.evaluate(plan.archs, plan.space, settings, task.made_by["val_images"], folder.training(task),
-                              trained)
+    return trainings.evaluate(task.made_by["archs"], settings, task.made_by["val_images"], folder.training(task), trained)
 
 
 @contextlib.contextmanager

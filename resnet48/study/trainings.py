@@ -6,18 +6,19 @@ import functools
 import os
 import shutil
 import time
+from collections.abc import Sequence
 
-from ..evaluation import accuracy, evaluator, prefix_tree
+from ..evaluation import accuracy, counts, evaluator, prefix_tree
 from ..images import datasets
 from ..nets.initial_weights import initialize
 from ..nets.supernet import ResNet48, Supernet, zero_residuals
-from ..space.arch import ArchConfig, SearchSpace
+from ..space import space_file
+from ..space.arch import ArchConfig
 from ..space.arch_list import Entry
 from ..system import config, files, runtime
-from ..system.options import TrainSettings
+from ..system.options import SupernetSettings, TrainSettings
 from ..training import checkpoint, loop, recipes
 
-COUNTS = ("top1", "top5")  # the columns of an evaluation
 CALIBRATION_SEED = 0  # the same images for every supernet
 
 
@@ -45,16 +46,15 @@ def train_arch(arch: ArchConfig, settings: TrainSettings) -> dict:
     return {"top1": accuracies["val"], "val_images": len(images.val), **_of_training(settings)}
 
 
-def train_supernet(space: SearchSpace, settings: TrainSettings) -> dict:
+def train_supernet(settings: SupernetSettings) -> dict:
     """Train a supernet, or go on with it. No accuracy of any arch is looked at."""
-    images = load_images(settings)
+    images, space = load_images(settings), space_file.of(settings)
     _fit(lambda: Supernet(space, len(images.classes)), recipes.supernet(settings, space), images, settings, None)
     return _of_training(settings)
 
 
-def evaluate(archs: list[ArchConfig], space: SearchSpace, settings: TrainSettings, val_images: int, folder: str,
-             trained: bool) -> dict:
-    """Counts of all archs with the weights in `settings.save_dir` or, unless trained, with random ones.
+def evaluate(codes: Sequence[str], settings: SupernetSettings, val_images: int, folder: str, trained: bool) -> dict:
+    """Counts of archs, by their codes, with the weights in `settings.save_dir` or, unless trained, with random ones.
 
     folder: of the evaluation's journal, which is removed when all is counted.
     """
@@ -64,16 +64,17 @@ def evaluate(archs: list[ArchConfig], space: SearchSpace, settings: TrainSetting
         net, digest = checkpoint.build_supernet(found), files.sha256_of(found.weights_file)
     else:
         runtime.seed_everything(settings.seed)
-        net, digest = Supernet(space, len(images.classes)), f"random {settings.init} {settings.seed}"
+        net, digest = Supernet(space_file.of(settings), len(images.classes)), f"random {settings.init} {settings.seed}"
         initialize(net, settings.init)
     sample = _sample(_which(settings), val_images, settings.calib_images)
-    entries = [Entry(arch.code, arch.code, arch) for arch in archs]
-    steps = prefix_tree.traversal(archs)
+    archs = [ArchConfig.parse(code, net.space) for code in codes]
+    entries = [Entry(code, code, arch) for code, arch in zip(codes, archs)]
+    steps = prefix_tree.traversal(archs, net.split)
     journal = evaluator.open_journal(folder, digest, entries, steps, net, sample)
-    counts, total = evaluator.evaluate_list(net, journal, steps, sample)
+    sums, total = evaluator.evaluate_list(net, journal, steps, sample)
     shutil.rmtree(folder, ignore_errors=True)
-    return {"images": total, "weights": digest, "archs": [arch.code for arch in archs],
-            "counts": {name: column.tolist() for name, column in zip(COUNTS, counts.T)},
+    return {"images": total, "weights": digest, "archs": list(codes),
+            "counts": {name: column.tolist() for name, column in zip(counts.COLUMNS, sums.T)},
             "seconds": time.perf_counter() - started}
 
 

@@ -26,7 +26,7 @@ def _space(default, purpose):
 
 @dataclass
 class SpaceSettings(Settings):
-    """What a code means and how wide the net is; a narrow copy lets the full pipeline run on a CPU.
+    """What a code means, how wide the net is (a narrow copy lets the full pipeline run on a CPU) and how blocks end.
 
     base_channels and divisor of a space that is a file stay None where only the file says them.
     """
@@ -36,6 +36,8 @@ class SpaceSettings(Settings):
                                              "what the YAML of --space says]", listable=True)
     divisor: int | None = option(None, "widths are rounded to a multiple of this [8, or what the YAML of --space says]",
                                  ge=1)
+    activation: str = option("relu", "what the blocks end with, behind the sum: relu, prelu (one slope a block) or mish",
+                             choices=("relu", "prelu", "mish"))
 
     def __post_init__(self):
         if not is_space_file(self.space):
@@ -137,7 +139,7 @@ class OptimizerSettings(Settings):
     momentum: float = option(0.9, "of sgd", ge=0)
     nesterov: bool = option(False, "Nesterov's momentum in sgd")
     weight_decay: float = option(1e-4, "L2 penalty added to every gradient; of adamw, apart from the gradient", ge=0)
-    no_decay_norm: bool = option(False, "no weight decay for batch norms and biases")
+    no_decay_norm: bool = option(False, "no weight decay for batch norms, biases and slopes of PReLUs")
     freeze_unused: bool = option(False, "weights that no subnet of a step uses stay as they are, instead of following "
                                         "momentum and weight decay (all are used where the largest subnet is)",
                                  old_names=("hold_unused",))
@@ -189,6 +191,7 @@ class StandaloneSettings(TrainSettings):
     save_dir: str = option("output/standalone", "folder for checkpoints, config.yaml and metrics.csv", resumable=True,
                            path=True)
     arch: str = option("", "arch code, 51 digits or 52 with a leading 1")
+    dropout: float = option(0.0, "part of the classifier's input that is zeroed in training", ge=0, le=0.9)
     mode: str = option("all", "train, eval (of --pretrained or of --save_dir), or all: both",
                        choices=("all", "train", "eval"), resumable=True)
 
@@ -198,6 +201,7 @@ class TruthSettings(TrainSettings):
     save_dir: str = option("output/truth", "folder for one run's folder per arch", resumable=True, path=True)
     archs: str = option("", "arch list in the official JSON format", resumable=True, path=True)
     limit: int | None = option(None, "only the first N archs", ge=1, resumable=True, unset="none")
+    dropout: float = option(0.0, "part of the classifier's input that is zeroed in training", ge=0, le=0.9)
     truth: str = option("output/truth.json", "where the measured accuracies go", resumable=True, path=True)
 
 
@@ -210,6 +214,8 @@ class StageSettings(Settings):
     warmup: float | None = option(None, "epochs of warm-up [--warmup in the first stage, 0 in the others]", ge=0)
     sampler: str | None = option(None, "as --sampler")
     objective: str | None = option(None, "as --objective")
+    split: str | None = option(None, "depth(stage=4) or width(stage=4): from here on the weights of this stage of the "
+                                     "net are in copies, one for each of its depths or output widths")
 
 
 @dataclass
@@ -221,12 +227,15 @@ class SupernetSettings(TrainSettings):
     sampler: str = option("sandwich", "which subnets a step trains: a name, or name(key=value, ...)")
     objective: str = option("in_place_distillation", "what a step minimises: a name, or name(key=value, ...)")
     stages: tuple[StageSettings, ...] = option((), "in a YAML file: a list of stages, each with epochs and, where they "
-                                                   "differ, lr, warmup, sampler and objective", unset="none")
+                                                   "differ, lr, warmup, sampler, objective and split", unset="none")
 
     @classmethod
     def upgrade(cls, values: dict) -> dict:
         if values.get("recipe") in OLD_RECIPES:
             values["sampler"], values["objective"] = OLD_RECIPES[values.pop("recipe")]
+        if isinstance(values.get("stages"), list):  # of a checkpoint from before there were splits
+            values["stages"] = [{"split": None, **stage} if isinstance(stage, dict) else stage
+                                for stage in values["stages"]]
         return super().upgrade(values)
 
 
@@ -264,6 +273,14 @@ class ScoreSettings(SeedSettings):
     truth: str = option("", "file in the same format with accuracies of nets trained on their own", path=True)
     report: str | None = option(None, "also write the score sheet to this Markdown file", path=True)
     plot: str | None = option(None, "also draw both rankings into this PNG file", path=True)
+
+
+@dataclass
+class RankSettings(Settings):
+    submission: str = option("", "submission file that `run` wrote, with its counts and manifest beside it", path=True)
+    method: str = option("smooth", "smooth (additive smoothing of top-1) or hybrid (top-1 and a little of log MACs)",
+                         choices=("smooth", "hybrid"))
+    output: str = option("output/ranking.json", "ranking file to write, which is no submission", path=True)
 
 
 @dataclass

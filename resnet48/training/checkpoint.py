@@ -23,7 +23,7 @@ from ..images.datasets import ImageSet
 from ..nets import supernet
 from ..space import description
 from ..space.arch import SearchSpace
-from ..space.nodes import HEAD
+from ..space.nodes import HEAD, SLOPE
 from ..system import files
 from ..system.errors import UserError, quoted
 from . import foreign_weights, optim, run_state, tensor_files
@@ -129,8 +129,15 @@ def _fsync(path):
 
 def describe(net: nn.Layer) -> dict:
     """What is needed to build this net again, as plain data in the form that JSON gives back."""
-    what = {"kind": "standalone", "arch": net.arch.code, "stem": net.arch.stem, "stages": net.arch.stages} \
-        if isinstance(net, supernet.ResNet48) else {"kind": "supernet", "space": net.space.to_dict()}
+    if isinstance(net, supernet.ResNet48):
+        arch = net.arch
+        what = {"kind": "standalone", "arch": arch.code, "stem": arch.stem, "stages": arch.stages}
+        if arch.activation != "relu":  # which is all that earlier versions knew
+            what["activation"] = arch.activation
+    else:
+        what = {"kind": "supernet", "space": net.space.to_dict()}
+        if net.split:
+            what["split"] = net.split.to_dict()
     return json.loads(json.dumps({**what, "num_classes": net.num_classes}))
 
 
@@ -235,12 +242,12 @@ def build(checkpoint: Checkpoint) -> supernet.Supernet | supernet.ResNet48:
     """The net that a checkpoint holds, with its weights."""
     try:
         what, classes = description.read(checkpoint.state.get("net"))
+        split = description.read_split(checkpoint.state["net"])
     except UserError as error:
         raise CheckpointError(f"the state of the checkpoint {checkpoint.path} is not complete: {error}") from error
-    kind = supernet.Supernet if isinstance(what, SearchSpace) else supernet.ResNet48
     # Before the net is made, so that what a few bytes claim to be of its size takes no memory.
-    _require_shapes(supernet.shapes(what, classes), checkpoint.weights, checkpoint.path)
-    net = kind(what, classes)
+    _require_shapes(supernet.shapes(what, classes, split), checkpoint.weights, checkpoint.path)
+    net = supernet.Supernet(what, classes, split) if isinstance(what, SearchSpace) else supernet.ResNet48(what, classes)
     load_weights(net, checkpoint.weights, checkpoint.path)
     return net
 
@@ -251,6 +258,12 @@ def build_supernet(found: Checkpoint) -> supernet.Supernet:
     if not isinstance(net, supernet.Supernet):
         raise CheckpointError(f"{found.path} holds the standalone net {net.arch.code}, not a supernet")
     return net
+
+
+def activation(found: Checkpoint) -> str:
+    """What the blocks of the net in a checkpoint end with. Of another program's weights only PReLU can be told."""
+    net = found.state["net"]
+    return net.get("space", net).get("activation", "relu")
 
 
 def fits(net: nn.Layer, weights: dict[str, np.ndarray]) -> bool:
@@ -272,6 +285,17 @@ def load_weights(net: nn.Layer, weights: dict[str, np.ndarray], path: str) -> No
                                   f"{converted[name].dtype}")
     # Paddle skips a weight of another precision with a warning.
     net.set_state_dict({name: paddle.to_tensor(value) for name, value in converted.items()})
+
+
+def start_from(net: nn.Layer, weights: dict[str, np.ndarray], path: str) -> None:
+    """`load_weights` into a net that may end its blocks with another activation: slopes of its own stay as they are.
+
+    Raises `CheckpointError`, also for weights with slopes where the net has none.
+    """
+    slopes = {name: value.numpy() for name, value in net.state_dict().items() if name.endswith(SLOPE)}
+    if not slopes and any(name.endswith(SLOPE) for name in weights):
+        raise CheckpointError(f"{path} holds a net whose blocks end with PReLU: it needs --activation prelu")
+    load_weights(net, {**slopes, **weights}, path)
 
 
 def _require_shapes(own, weights, path):

@@ -72,11 +72,16 @@ def _train(run, images, settings, validate, stop):
             with since.waiting():
                 pixels, labels = next(taken)
             span = run.span(step)
+            if span.stage.split and not run.net.split:
+                runtime.log_main(f"step {step}: the net is split by the {span.stage.split}")
+                run.divide(span.stage.split)
             archs, lr = span.archs(step), span.lr(step)
-            losses = _gradients(span.stage.objective, run.precision, run.net, archs, pixels, labels, span.moment(step),
-                                settings.accumulate)
+            objective, moment = span.stage.objective, span.moment(step)
+            losses = _gradients(objective, run.precision, run.net, archs, pixels, labels, moment, settings.accumulate)
             vote_before, vote = vote, runtime.average_gradients(optim.trainable(run.net), stop.asked)
-            _update(run, archs if settings.freeze_unused else [], lr)
+            _update(run, objective.trained(archs) if settings.freeze_unused else [], lr)
+            losses |= _update_again(run, objective, moment, settings, lr)
+            _count_step(run)
             since.add(losses, len(labels) * world_size)
             # All ranks stop after the same step. The vote of the step before is there already, this one's is not.
             stopping = stop.asked if world_size == 1 else bool(vote_before)
@@ -115,8 +120,9 @@ def _gradients(objective, precision, net, archs, pixels, labels, moment, parts=1
     """Leave the gradients of one step in the parameters; the losses by role, means over the parts of the batch."""
     gradients, forward = objectives.Gradients(net, precision.scale, parts), precision.net(net)
     batch = [(pixels, labels)] if parts == 1 else zip(paddle.split(pixels, parts), paddle.split(labels, parts))
-    for some_pixels, some_labels in batch:
-        objective.step(forward, archs, datasets.normalize(some_pixels), some_labels, gradients, moment)
+    for part, (some_pixels, some_labels) in enumerate(batch):
+        objective.step(forward, archs, datasets.normalize(some_pixels), some_labels, gradients,
+                       moment._replace(part=part))
     return gradients.means()
 
 
@@ -126,6 +132,19 @@ def _update(run, used_archs, lr):
     with optim.freeze_unused(run.net, run.optimizer, used_archs) if used_archs else contextlib.nullcontext():
         run.precision.step(run.optimizer)
     run.optimizer.clear_grad(set_to_zero=False)  # absent, not zero: momentum must not move what no subnet used
+
+
+def _update_again(run, objective, moment, settings, lr):
+    """The other update of a step, if the objective asks for one; its losses by role."""
+    gradients = objectives.Gradients(run.net, run.precision.scale, settings.accumulate)
+    archs = objective.after(run.precision.net(run.net), gradients, moment)
+    if archs:
+        runtime.average_gradients(optim.trainable(run.net), False)
+        _update(run, archs if settings.freeze_unused else [], lr)
+    return gradients.means()
+
+
+def _count_step(run):
     run.step += 1
     if run.ema:
         run.ema.update(run.step)
@@ -233,7 +252,8 @@ def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(settings, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
                                     warmup_steps=None, visualdl=False, train_cache=False)
-        accuracies = fit(net, stages, few, short, validate_of(few))
+        of_one_length = [dataclasses.replace(stage, epochs=1.0) for stage in stages]  # a step in each, if there are two
+        accuracies = fit(net, of_one_length, few, short, validate_of(few))
         if runtime.rank() == 0:
             checkpoint.build(checkpoint.load(folder))
             size = sum(os.path.getsize(os.path.join(folder, name)) for name in ("final.pdparams", "final.pdopt"))

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 from ..space.nodes import used_shapes
+from ..space.split import Split
 from ..system.options import OptimizerSettings
 
 Clip = paddle.nn.ClipGradByGlobalNorm | paddle.nn.ClipGradByValue
@@ -61,7 +62,7 @@ def make_optimizer(net: paddle.nn.Layer, name: str = "sgd", momentum: float = 0.
 
     name: sgd, with `momentum` (arXiv 1706.02677's form; `nesterov`: arXiv 1212.0901, eq. 7) and the decay in the
     gradient; or adamw (arXiv 1711.05101, betas .9 and .999), with the decay apart from it.
-    no_decay_norm: leave weights and biases of batch norms, and the classifier's bias, out of the weight decay.
+    no_decay_norm: leave weights and biases of batch norms, slopes of PReLUs and the classifier's bias out of the decay.
     clip: of `clipping`.
     """
     parameters = trainable(net)
@@ -96,7 +97,8 @@ def freeze_unused(net: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, a
     A gradient covers a whole tensor, with zeros where no subnet of the step reached; weight decay and momentum would
     move those parts all the same. archs: (role, arch) pairs of the step.
     """
-    used, state, before = [used_shapes(arch, net.num_classes) for _, arch in archs], _state_tensors(net, optimizer), {}
+    used, before = [used_shapes(arch, net.num_classes, net.split) for _, arch in archs], {}
+    state = _state_tensors(net, optimizer)
     for name, parameter in net.named_parameters():
         parts = [sizes[name] for sizes in used if name in sizes]
         whole = any(tuple(parameter.shape[:len(part)]) == part for part in parts)
@@ -128,10 +130,15 @@ class Ema:
     """
 
     def __init__(self, net: paddle.nn.Layer, decay: float):
-        self.net, self._decay = copy.deepcopy(net), decay
+        self.net, self._of, self._decay = copy.deepcopy(net), net, decay
         for parameter in self.net.parameters():
             parameter.stop_gradient = True
-        self._pairs = list(zip(self.net.state_dict().values(), net.state_dict().values()))
+        self._pair()
+
+    def divide(self, split: Split) -> None:
+        """Follow a supernet that has been split: every copy begins with the average of what it is a copy of."""
+        self.net.divide(split)
+        self._pair()
 
     @paddle.no_grad()
     def update(self, step: int) -> None:
@@ -139,6 +146,9 @@ class Ema:
         decay = min(self._decay, (1 + step) / (10 + step))
         for average, value in self._pairs:
             average.set_value(paddle.lerp(value, average, decay))
+
+    def _pair(self):
+        self._pairs = list(zip(self.net.state_dict().values(), self._of.state_dict().values(), strict=True))
 
 
 def state_by_name(net: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..space.arch import SearchSpace
+from ..space.split import Split
 from ..system.errors import UserError, quoted, shown
-from ..system.options import SupernetSettings, TrainSettings
-from . import objectives, optim, samplers
+from ..system.options import StandaloneSettings, SupernetSettings, TrainSettings, TruthSettings
+from . import few_shot, objectives, optim, samplers
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Stage:
 
     sampler(seed, moment): (role, arch) pairs of a step of the stage, see `samplers`. roles: all that these and the
     objective can give. epochs: how long, in proportion to the other stages. lr, warmup: per 256 images and in
-    epochs; None as in the settings.
+    epochs; None as in the settings. split: of the net from the first step of this stage on, if it is not split before.
     """
 
     sampler: Callable
@@ -32,6 +33,7 @@ class Stage:
     epochs: float = 1.0
     lr: float | None = None
     warmup: float | None = None
+    split: Split | None = None
 
 
 class Span(NamedTuple):
@@ -57,12 +59,13 @@ class Span(NamedTuple):
     def moment(self, step: int) -> samplers.Moment:
         """Where a step of the run is in the stage."""
         own = step - self.first
-        return samplers.Moment(own, self.last - self.first, own / self.steps_per_epoch, own < self.warmup_steps)
+        return samplers.Moment(own, self.last - self.first, own / self.steps_per_epoch, own < self.warmup_steps,
+                               self.seed)
 
 
-def standalone(settings: TrainSettings) -> list[Stage]:
+def standalone(settings: StandaloneSettings | TruthSettings) -> list[Stage]:
     """The recipe of a net on its own."""
-    alone = objectives.Standalone(settings.label_smoothing)
+    alone = objectives.Standalone(settings.label_smoothing, settings.dropout)
     return [Stage(lambda seed, moment: [], alone, alone.roles)]
 
 
@@ -72,9 +75,13 @@ def supernet(settings: SupernetSettings, candidates: SearchSpace | samplers.Arch
 
     candidates: a `SearchSpace` or a `samplers.ArchList`. teacher: a fixed net, images [N, 3, H, W] to logits
     [N, classes], for objectives that distil from one. Raises `UserError` for names and hyper-parameters that are not
-    there, for a missing teacher, and for a number of subnets that a sampler cannot give.
+    there, for a missing teacher, for a number of subnets that a sampler cannot give, and for two splits.
     """
-    return [_stage(settings, each, candidates, teacher) for each in settings.stages or (None,)]
+    stages = [_stage(settings, each, candidates, teacher) for each in settings.stages or (None,)]
+    splits = list(dict.fromkeys(stage.split for stage in stages if stage.split))
+    if len(splits) > 1:
+        raise UserError(f"a net can be split once, and the stages ask for {' and '.join(map(str, splits))}")
+    return stages
 
 
 def in_steps(stages: list[Stage], settings: TrainSettings, steps_per_epoch: int, world_size: int) -> list[Span]:
@@ -104,6 +111,11 @@ def warmup_steps(stage: Stage, index: int, settings: TrainSettings, steps_per_ep
         return settings.warmup_steps
     warmup = stage.warmup if stage.warmup is not None else settings.warmup if index == 0 else 0.0
     return optim.epochs_to_steps(warmup, steps_per_epoch)
+
+
+def split_of(stages: list[Stage]) -> Split | None:
+    """How the net of a run is split at its end."""
+    return next((stage.split for stage in stages if stage.split), None)
 
 
 def roles(stages: list[Stage]) -> tuple[str, ...]:
@@ -143,13 +155,22 @@ def _stage(settings, given, candidates, teacher):
         raise UserError(f"--objective {shown(objective_text)} distils from the full net, so it needs --pretrained")
     objective.prepare(candidates, teacher)
 
-    def sample(seed, moment):
-        return sampler.draw(candidates, seed, moment, settings.dyna_batch_size, **sampler_values)
+    def draw(some_candidates, seed, moment):
+        return sampler.draw(some_candidates, seed, moment, settings.dyna_batch_size, **sampler_values)
 
+    def sample(seed, moment):
+        return draw(candidates, seed, moment)
+
+    split = None
+    if given and given.split:
+        split_by, split_values = named(given.split, few_shot.SPLITS, "split")
+        split_values = _hyper_parameters(split_by, split_values, f"split {shown(given.split)}")
+        split, groups = split_by(candidates, **split_values)
+        sample = few_shot.grouped(draw, groups)
     # A wrong --dyna_batch_size shows here and not after the images have been read.
     sample(settings.seed, samplers.Moment(0, 1, 0.0))
     lengths = {} if given is None else {"epochs": given.epochs, "lr": given.lr, "warmup": given.warmup}
-    return Stage(sample, objective, (*sampler.roles, *objective.roles), **lengths)
+    return Stage(sample, objective, (*sampler.roles, *objective.roles), split=split, **lengths)
 
 
 def _hyper_parameters(function, values, where):

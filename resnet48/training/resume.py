@@ -1,6 +1,7 @@
 """Where a run resumes, what must not have changed until then, and whether it was finished."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import paddle
 
 from ..space import description, space_file
 from ..space.arch import SearchSpace
+from ..space.split import Split
 from ..system import config, runtime
 from ..system.errors import UserError, quoted, shown
 from ..system.options import SupernetSettings, TrainSettings, is_space_file
@@ -21,7 +23,8 @@ UNCHANGED = {"ranks": "processes", "classes": "classes", "images": "training ima
 NEEDED = ("step", "best", "best_step", "accuracies", "settings", "net")
 
 
-def find(net: paddle.nn.Layer, facts: dict, settings: TrainSettings) -> checkpoint.Checkpoint | None:
+def find(net: paddle.nn.Layer, facts: dict, settings: TrainSettings,
+         split: Split | None = None) -> checkpoint.Checkpoint | None:
     """The checkpoint that a run resumes from, or None for one that begins.
 
     1. `--resume PATH`: that checkpoint, or an error.
@@ -29,14 +32,14 @@ def find(net: paddle.nn.Layer, facts: dict, settings: TrainSettings) -> checkpoi
     3. otherwise `--pretrained`, which the script has loaded into the net already;
     4. otherwise the initial weights.
 
-    facts: of the run as it is now, with the keys of UNCHANGED. Raises `UserError` for a checkpoint that this run cannot
-    resume exactly.
+    facts: of the run as it is now, with the keys of UNCHANGED. split: of the net in a later stage of the run. Raises
+    `UserError` for a checkpoint that this run cannot resume exactly.
     """
     found = _checkpoint(settings)
     if found:
         _require_optimizer(found)
         _require_unchanged(found, facts)
-        _require_same_net(found, net)
+        _require_same_net(found, net, split)
         _require_same_settings(found, settings)
         _require_own_folder(found, settings)
     return found
@@ -139,14 +142,15 @@ def _require_unchanged(found, facts):
                             "run cannot resume exactly")
 
 
-def _require_same_net(found, net):
+def _require_same_net(found, net, split):
     was, now = found.state["net"], checkpoint.describe(net)
-    if was != now:
-        before, after = was | was.get("space", {}), now | now.get("space", {})
+    later = {**now, "split": json.loads(json.dumps(split.to_dict()))} if split else now
+    if was not in (now, later):
+        before, after = was | was.get("space", {}), later | later.get("space", {})
         changed = [f"{name} {quoted(before[name])} then, {quoted(value)} now" for name, value in after.items()
                    if name != "space" and name in before and before[name] != value]
         raise UserError(f"{_named(found)}: this is a checkpoint of another net: {_shown(was)}; the settings ask for "
-                        f"{_shown(now)} ({'; '.join(changed)})")
+                        f"{_shown(later)} ({'; '.join(changed)})")
 
 
 def _require_same_settings(found, settings):
@@ -173,6 +177,8 @@ def _named(found):
     return f"--resume {shown(found.path)}"
 
 
-def _shown(description):
-    what = description.get("arch") or ",".join(map(str, description["space"]["base_channels"])) + " wide"
-    return f"{description['kind']} {what}, {description['num_classes']} classes"
+def _shown(net):
+    what = net.get("arch") or ",".join(map(str, net["space"]["base_channels"])) + " wide"
+    activation, split = net.get("space", net).get("activation", "relu"), net.get("split")
+    return (f"{net['kind']} {what}, {net['num_classes']} classes, {activation}"
+            + (f", split by {Split.from_dict(split)}" if split else ""))

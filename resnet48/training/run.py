@@ -1,6 +1,7 @@
 """The state of a training run: what a step changes, what a checkpoint holds, and where it resumes."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import paddle
@@ -8,7 +9,10 @@ import paddle
 from ..images import transforms
 from ..images.datasets import ImageSet
 from ..images.loader import steps_per_epoch
+from ..space import description
+from ..space.split import Split
 from ..system import config, files, runtime
+from ..system.errors import UserError
 from ..system.options import TrainSettings
 from . import checkpoint, optim, recipes, resume
 from .precision import Precision
@@ -18,11 +22,12 @@ from .precision import Precision
 class Run:
     """What training changes, and where it stands.
 
-    facts: what a checkpoint says of the run beside (what a resume must find unchanged). saved: the newest checkpoint.
+    new_optimizer(): makes one for the parameters that the net has now. facts: what a checkpoint says of the run beside
+    (what a resume must find unchanged). saved: the newest checkpoint.
     """
 
     net: paddle.nn.Layer
-    optimizer: paddle.optimizer.Optimizer
+    new_optimizer: Callable[[], paddle.optimizer.Optimizer]
     precision: Precision
     ema: optim.Ema | None
     spans: list[recipes.Span]
@@ -33,6 +38,9 @@ class Run:
     best_step: int | None = None
     accuracies: dict = field(default_factory=dict)
     saved: str | None = None
+
+    def __post_init__(self):
+        self.optimizer = self.new_optimizer()
 
     @property
     def steps(self) -> int:
@@ -47,6 +55,22 @@ class Run:
         """The stage that a step (from 0) belongs to; the last one for what lies behind."""
         return recipes.span_at(self.spans, step)
 
+    def divide(self, split: Split) -> None:
+        """Split the net, which is not split yet.
+
+        Every copy begins with the weights, running statistics, optimizer's state and moving average of what it is a
+        copy of.
+        """
+        state = optim.state_by_name(self.net, self.optimizer)
+        first_of = self.net.divide(split)
+        for name, first in first_of.items():
+            state |= {name + key.removeprefix(first): value for key, value in state.items()
+                      if key.startswith(f"{first}/")}
+        self.optimizer = self.new_optimizer()  # of the copies, too
+        optim.load_state(self.net, self.optimizer, state)
+        if self.ema:
+            self.ema.divide(split)
+
     def state(self) -> dict:
         """Plain data for a checkpoint."""
         span = self.span(self.step)
@@ -56,6 +80,9 @@ class Run:
 
     def load(self, found: checkpoint.Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
+        split = description.read_split(found.state["net"])
+        if split and not self.net.split:
+            self.divide(split)
         trained, optimizer_state = checkpoint.trained_weights(found)
         if self.ema and trained is found.weights:
             raise checkpoint.CheckpointError(f"{found.path} holds the average of the weights, but not the weights "
@@ -78,7 +105,10 @@ class Run:
         for name in ("step", "best", "best_step", "accuracies"):
             setattr(self, name, found.state[name])
         self.saved = found.path
-        self.span(self.step).stage.objective.load(found.state.get("objective", {}))
+        try:
+            self.span(self.step).stage.objective.load(found.state.get("objective", {}))
+        except (KeyError, TypeError, UserError) as error:
+            raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this objective") from error
 
 
 def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, settings: TrainSettings) -> Run:
@@ -88,14 +118,21 @@ def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, s
     """
     world_size = runtime.world_size()
     per_epoch = steps_per_epoch(images, settings.batch_size, world_size)
-    optimizer = optim.make_optimizer(net, settings.optimizer, settings.momentum, settings.nesterov,
-                                     settings.weight_decay, settings.no_decay_norm,
-                                     optim.clipping(settings.clip_norm, settings.clip_value))
+    split = recipes.split_of(stages)
+
+    def new_optimizer():
+        return optim.make_optimizer(net, settings.optimizer, settings.momentum, settings.nesterov,
+                                    settings.weight_decay, settings.no_decay_norm,
+                                    optim.clipping(settings.clip_norm, settings.clip_value))
+
+    if split and net.split not in (None, split):
+        raise UserError(f"--pretrained holds a net that is split by the {net.split}, and the recipe splits it by the "
+                        f"{split}; a net can be split once")
     facts = {"ranks": world_size, "images": len(images.train), "names": images.train.names_digest(),
              "classes": list(images.classes), "settings": config.as_data(settings), "paddle": paddle.__version__}
-    run = Run(net, optimizer, Precision(settings.precision), optim.Ema(net, settings.ema) if settings.ema else None,
+    run = Run(net, new_optimizer, Precision(settings.precision), optim.Ema(net, settings.ema) if settings.ema else None,
               recipes.in_steps(stages, settings, per_epoch, world_size), per_epoch, facts)
-    found = resume.find(net, facts, settings)
+    found = resume.find(net, facts, settings, split)
     if found:
         resume.require_length(found, run.steps, settings)
         run.load(found)

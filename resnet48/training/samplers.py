@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..space.arch import ArchConfig, SearchSpace
-from ..system.errors import UserError
+from ..system.errors import UserError, quoted
 
 ARCH_STREAM, FAIR_STREAM = 0xA2C4, 0xFA12  # keep these draws apart from those of other users of (seed, step)
 
@@ -21,13 +21,16 @@ Pairs = list[tuple[str, ArchConfig]]
 class Moment(NamedTuple):
     """Where a step is in its stage. step: from 0; steps: of the stage; epoch: passes over the images, a fraction.
 
-    warming_up: whether the learning rate still rises.
+    warming_up: whether the learning rate still rises. seed: of the stage's random draws. part: of the batch, from 0,
+    where it is run in several.
     """
 
     step: int
     steps: int
     epoch: float
     warming_up: bool = False
+    seed: int = 0
+    part: int = 0
 
 
 class ArchList:
@@ -36,11 +39,22 @@ class ArchList:
     def __init__(self, archs: Iterable[ArchConfig]):
         self._by_macs = sorted(archs, key=ArchConfig.macs)
 
+    @property
+    def archs(self) -> tuple[ArchConfig, ...]:
+        """All of them, the smallest first."""
+        return tuple(self._by_macs)
+
     def largest(self) -> ArchConfig:
         return self._by_macs[-1]
 
     def smallest(self) -> ArchConfig:
         return self._by_macs[0]
+
+    def parse(self, code: str) -> ArchConfig:
+        found = [arch for arch in self._by_macs if arch.code == code]
+        if not found:
+            raise UserError(f"the arch code {quoted(code)} is not in the list")
+        return found[0]
 
     def sample(self, rng: np.random.Generator) -> ArchConfig:
         return self._by_macs[int(rng.integers(len(self._by_macs)))]
@@ -121,7 +135,7 @@ def _fair_draw(candidates, seed, draw):
     depths, outer, inner = [], [], []
     for stage, ((fewest, most), digits) in enumerate(zip(candidates.depths, candidates.codes[1:])):
         depths.append(turn(range(fewest, most + 1), stage, 0))
-        outer.append(turn(digits, stage, 1))
+        outer.append(turn(candidates.outer_codes[stage], stage, 1))
         # Also for blocks that this depth leaves out: what is drawn in one block does not depend on the depths.
         inner.append([turn(digits, stage, 2 + block) for block in range(most)][:depths[-1]])
     return candidates.assemble(depths, outer, inner)

@@ -26,7 +26,7 @@ class ComplexityAware(InPlaceDistillation):
 
     def step(self, net, archs, images, labels, gradients, moment):
         (role, largest), *others = archs
-        logits = net(images, largest)
+        logits = self.first_logits(net, images, largest, moment)
         gradients.add(role, self.weight(largest, moment) * self.cross_entropy(logits, labels))
         teacher_logits = logits.detach()
         for role, arch in others:

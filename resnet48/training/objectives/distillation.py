@@ -1,11 +1,15 @@
 """Objectives in which subnets learn from a teacher: the step's largest subnet, or a fixed net."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import paddle
 import paddle.nn.functional as F
 
-from .objective import Objective
+from ...space.arch import ArchConfig
+from ...system.errors import UserError
+from ..samplers import Moment
+from .objective import Objective, dropout
 
 
 def soft_cross_entropy(logits: paddle.Tensor, teacher_logits: paddle.Tensor) -> paddle.Tensor:
@@ -17,16 +21,37 @@ def soft_cross_entropy(logits: paddle.Tensor, teacher_logits: paddle.Tensor) -> 
     return -(target * F.log_softmax(logits)).sum(axis=1).mean()
 
 
+@dataclass
 class InPlaceDistillation(Objective):
-    """The first subnet by cross-entropy, the others by distillation from its logits (BigNAS, arXiv 2003.11142)."""
+    """The first subnet by cross-entropy, the others by distillation from its logits (BigNAS, arXiv 2003.11142).
+
+    dropout: part of the classifier's input that is zeroed for the first subnet, and only for it. The others learn from
+    the logits that this gives, for each subnet runs once.
+    """
+
+    dropout: float = 0.0
+
+    def prepare(self, candidates, teacher):
+        super().prepare(candidates, teacher)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--objective: dropout takes a number from 0 to below 1, got {self.dropout}")
 
     def step(self, net, archs, images, labels, gradients, moment):
+        self.distil(net, archs, images, labels, gradients, moment)
+
+    def distil(self, net, archs, images, labels, gradients, moment) -> paddle.Tensor:
+        """All of a step; the logits [N, classes] of the first subnet, without a graph."""
         (role, largest), *others = archs
-        logits = net(images, largest)
+        logits = self.first_logits(net, images, largest, moment)
         gradients.add(role, self.cross_entropy(logits, labels))
         teacher_logits = logits.detach()
         for role, arch in others:
             gradients.add(role, self.distillation(net(images, arch), teacher_logits))
+        return teacher_logits
+
+    def first_logits(self, net: Callable, images: paddle.Tensor, arch: ArchConfig, moment: Moment) -> paddle.Tensor:
+        """Logits [N, classes] of the first subnet of a step."""
+        return net(images, arch, None, dropout(self.dropout, moment)) if self.dropout else net(images, arch)
 
     def distillation(self, logits: paddle.Tensor, teacher_logits: paddle.Tensor) -> paddle.Tensor:
         """The loss of a student, mean over the batch; both [N, classes]."""

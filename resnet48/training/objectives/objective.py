@@ -3,11 +3,30 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from ...nets import layers
+from ...system import runtime
 from ..optim import trainable
 from ..samplers import Candidates, Moment, Pairs
+
+DROPOUT_STREAM = 0xD209  # keeps these draws apart from those of other users of (seed, step)
+
+
+def dropout(rate: float, moment: Moment) -> Callable:
+    """A classifier with dropout of its input (arXiv 1207.0580): `layers.linear` where a part `rate` of it is zeroed and
+    the rest multiplied by 1 / (1 - rate).
+
+    What is zeroed is a pure function of (seed, step, part of the batch, rank) and disturbs no other random draw.
+    """
+    def linear(x, layer):
+        rng = np.random.default_rng((DROPOUT_STREAM, moment.seed, moment.step, moment.part, runtime.rank()))
+        kept = paddle.to_tensor(rng.random(x.shape, "float32") >= rate)
+        return layers.linear(x * (kept.astype(x.dtype) / (1 - rate)), layer)
+
+    return linear
 
 
 class Gradients:
@@ -21,12 +40,13 @@ class Gradients:
         self._parameters, self._scale, self._parts = trainable(net), scale, parts
         self._losses = {}
 
-    def add(self, role: str, loss: paddle.Tensor, others: paddle.Tensor | float = 0.0) -> None:
+    def add(self, role: str, loss: paddle.Tensor, others: paddle.Tensor | float = 0.0, weight: float = 1.0) -> None:
         """Add the gradients of a scalar loss and free its graph. Several subnets may be in one graph.
 
-        others: losses that share the graph and are logged under roles of their own.
+        others: losses that share the graph and are logged under roles of their own. weight: what the loss counts; it is
+        logged without.
         """
-        self._weighed(loss + others).backward()
+        self._weighed(weight * loss + others).backward()
         self.note(role, loss)
 
     def note(self, role: str, loss: paddle.Tensor) -> None:
@@ -80,6 +100,17 @@ class Objective:
         """
         raise NotImplementedError
 
+    def trained(self, archs: Pairs) -> Pairs:
+        """Whose gradients the last `step` has left: those of the archs it was given, and what an objective adds."""
+        return archs
+
+    def after(self, net: Callable, gradients: Gradients, moment: Moment) -> Pairs:
+        """Once after the update of a step: leave gradients for another update, and return whose they are.
+
+        None for no other update; the same on every rank. `gradients` is a new one, `moment` is that of the step.
+        """
+        return []
+
     def state(self) -> dict:
         """What a checkpoint needs to resume, as plain data."""
         return {}
@@ -92,13 +123,18 @@ class Objective:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
 
+@dataclass
 class Standalone(Objective):
-    """Cross-entropy of one net on its own, which takes no arch."""
+    """Cross-entropy of one net on its own, which takes no arch. dropout: part of the classifier's input that is zeroed.
+    """
+
+    dropout: float = 0.0
 
     roles = ("loss",)
 
     def step(self, net, archs, images, labels, gradients, moment):
-        gradients.add("loss", self.cross_entropy(net(images), labels))
+        logits = net(images, None, dropout(self.dropout, moment)) if self.dropout else net(images)
+        gradients.add("loss", self.cross_entropy(logits, labels))
 
 
 class CrossEntropy(Objective):

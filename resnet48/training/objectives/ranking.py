@@ -44,7 +44,7 @@ class Ranking(InPlaceDistillation):
         weight = 0.0 if moment.warming_up else min(self.weight, moment.epoch / 10)
         if weight == 0:
             return super().step(net, archs, images, labels, gradients, moment)
-        logits = [net(images, arch) for _, arch in archs]
+        logits = [self.first_logits(net, images, archs[0][1], moment), *(net(images, arch) for _, arch in archs[1:])]
         losses = [F.cross_entropy(each, labels) for each in logits]
         ranking = self.ranking_loss(losses, [arch for _, arch in archs])
         own = [self.cross_entropy(logits[0], labels), *(self.distillation(each, logits[0].detach())
