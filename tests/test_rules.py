@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from commands import DIGITS, ROOT, environment
 from imports import imported, own_files
 
@@ -51,6 +52,23 @@ def opened_by(folder, *words):
                    stdout=subprocess.DEVNULL)
     with open(found) as file:
         return set(file.read().splitlines())
+
+
+@pytest.mark.slow
+def test_supernets_of_a_study_are_trained_without_opening_its_truth(tmp_path):
+    study = {"output": "out", "spread": 3, "bands": 0, "subnet_epochs": 2, "random_weights": 0, "truth": {"max_epoch": 1},
+             "shared": {"space": "full", "base_channels": "2,4,8,16", "divisor": 1, "batch_size": 256, "warmup": 0,
+                        "num_workers": 0, "calib_images": 16},
+             "supernets": [{"name": "sandwich", "recipe": "sandwich", "dyna_batch_size": 2, "seeds": "0"}]}
+    with open(tmp_path / "study.yaml", "w") as file:
+        yaml.safe_dump(study, file)
+    for kind in ("truth", "supernets"):
+        opened = opened_by(tmp_path, "-m resnet48", "study", "study.yaml", "--only", kind)
+        rows = {os.path.join(tmp_path, "out", "truth", name) for name in os.listdir(tmp_path / "out" / "truth")
+                if name.endswith(".json")}
+        assert len(rows) == 4  # one of them twice
+        assert {os.path.dirname(path) for path in opened} >= {str(tmp_path / "out" / kind)}  # the watch works
+    assert not opened & rows
 
 
 def truth(path, codes):

@@ -88,7 +88,7 @@ class Plan:
 def make(settings: StudySettings) -> Plan:
     """The plan of a study. Raises `UserError` for a study file that cannot be run as a whole."""
     shared = settings.shared or {}
-    truth = _read(StudiedTruthSettings, settings.truth or {}, shared, "truth", OWN)
+    truth = _read(StudiedTruthSettings, settings.truth or {}, shared, "truth", (*OWN, "archs", "limit", "truth"))
     recipes = [_read(StudiedRecipeSettings, item, shared, f"supernets, item {place}", (*OWN, "max_epoch"))
                for place, item in enumerate(settings.supernets, 1)]
     names = [recipe.name for recipe in recipes]

@@ -46,6 +46,13 @@ class Folder:
         """The folder of a training."""
         return os.path.join(self.output, task.kind, task.label)
 
+    def clear(self, task: Task) -> None:
+        """Remove what a task that is done has left beside its result; weights of supernets stay, to be scored."""
+        if task.kind != "supernets":
+            shutil.rmtree(self.training(task), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.unlink(self.training(task) + ".log")
+
     def write(self, task: Task, result: dict) -> None:
         files.write_json(self.path(task), {"kind": task.kind, "name": task.name, "seed": task.seed, **result,
                                            "made_by": task.made_by}, indent=1)
@@ -98,6 +105,8 @@ def _work(settings):
         for kind in KINDS:
             os.makedirs(os.path.join(settings.output, kind), exist_ok=True)
             locks.remove_leftovers(os.path.join(settings.output, kind), lambda name: name)
+        for task in filter(folder.has, (*plan.truth, *plan.scores)):  # a process may have been killed before it could
+            folder.clear(task)
         archs = {f"arch{place}": {"acc": 0.0, "arch": arch.code} for place, arch in enumerate(plan.archs, 1)}
         files.write_json(os.path.join(settings.output, "archs.json"), archs)
         files.write_text(os.path.join(settings.output, "study.yaml"), config.dump(settings))
@@ -133,10 +142,7 @@ def _doing(plan: Plan, folder: Folder, progress: "_Progress") -> Callable[[Task]
         except UserError as error:
             raise UserError(f"study, {task.kind}, {task.name}, seed {task.seed}: {error}") from error
         folder.write(task, result)
-        if task.kind != "supernets":  # whose weights are still to be scored
-            shutil.rmtree(place, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                os.unlink(place + ".log")
+        folder.clear(task)
         progress.done(task, time.perf_counter() - started)
 
     return do

@@ -316,7 +316,7 @@ class SampleSettings(SampledSpaceSettings, SeedSettings):
 # --- the study -------------------------------------------------------------------------------------------------------
 
 @dataclass
-class StudiedTruthSettings(TrainSettings):
+class StudiedTruthSettings(TruthSettings):
     """`truth` of a study file: how each arch is trained on its own."""
 
     seeds: str = option("0,1", "every arch is trained with the first of these, every second arch with all of them",
