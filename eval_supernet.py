@@ -147,10 +147,13 @@ def export(settings):
 
 
 def load_images(settings, found):
-    """The images at the size of the training, unless the settings say another."""
-    size = settings.image_size or found.state.get("settings", {}).get("image_size")
-    return datasets.load(settings.image_dir, size, workers=settings.num_workers, skip_bad=settings.skip_bad_images,
-                         cache_dir=settings.cache_dir)
+    """The images of the training and as it showed them, unless the settings say others."""
+    trained = found.state.get("settings", {})
+    return datasets.load(settings.image_dir, settings.image_size or trained.get("image_size"),
+                         workers=settings.num_workers, skip_bad=settings.skip_bad_images, cache_dir=settings.cache_dir,
+                         dataset=settings.dataset or (None if settings.image_dir else trained.get("dataset")),
+                         dataset_dir=settings.dataset_dir, augment=settings.augment or trained.get("augment"),
+                         train_images=trained.get("train_images"))
 
 
 def main(argv=None):

@@ -71,8 +71,7 @@ def start(settings):
     """Device, peers, printed settings, images."""
     runtime.start(settings.device, channels_last=settings.channels_last)
     runtime.log_main(config.dump(settings))
-    return datasets.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
-                         settings.skip_bad_images, settings.cache_dir)
+    return datasets.for_settings(settings)
 
 
 def train_one(arch, images, settings, make_validate, validates=True):

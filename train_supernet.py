@@ -27,8 +27,7 @@ def run(settings):
     sampled = resume.sampled_space(settings)
     runtime.start(settings.device, channels_last=settings.channels_last)
     runtime.log_main(config.dump(settings))
-    images = datasets.load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
-                           settings.skip_bad_images, settings.cache_dir)
+    images = datasets.for_settings(settings)
     loop.require_runnable(images, settings)
     runtime.seed_everything(settings.seed)
     net, teacher = initial_nets(images, settings, sampled)

@@ -268,7 +268,7 @@ def test_a_crash_leaves_nothing_that_is_taken_for_whole(images, tmp_path, monkey
 
 
 def test_a_crash_in_the_middle_of_decoding_leaves_nothing_that_is_taken_for_whole(images, tmp_path, monkeypatch):
-    def half(split, indices, size, *_, into):
+    def half(split, indices, size, *_, into, whole):
         into[:4] = 1
         into.flush()
         raise Crash

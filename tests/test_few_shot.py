@@ -13,6 +13,7 @@ from test_tree_forward import logits_by_walking, pixels
 
 from resnet48.evaluation import accuracy
 from resnet48.images.datasets import normalize
+from resnet48.nets import supernet
 from resnet48.nets.supernet import ResNet48, Supernet, extract, sort_channels
 from resnet48.space.split import Split
 from resnet48.system.errors import UserError
@@ -71,6 +72,14 @@ def test_the_split_leaves_every_logit_as_it_was(split, mode):
     assert same({name: value for name, value in values(net).items() if name not in copied}, state)
     assert {name: net.state_dict()[name].stop_gradient for name in copied} == \
         {name: net.state_dict()[first].stop_gradient for name, first in copied.items()}
+
+
+def test_a_copy_has_slopes_of_its_own():
+    net = Supernet(dataclasses.replace(SPACE, activation="prelu"), len(CLASSES), SPLITS["depth"])
+    shapes = supernet.shapes(net.space, len(CLASSES), net.split)
+    assert {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()} == shapes
+    plain = supernet.shapes(dataclasses.replace(net.space, activation="relu"), len(CLASSES), net.split)
+    assert sum("-" in name for name in shapes.keys() - plain.keys()) == 3 + 4 + 5  # blocks of the three copies
 
 
 @by_each_split
@@ -152,6 +161,18 @@ def renamed(name, copy):
     return ".".join([blocks, f"{index}-{copy}", *others])
 
 
+def test_what_a_step_does_not_use_of_a_copy_can_be_frozen():
+    net, arch = net_of(SPLITS["depth"]), SPACE.assemble((2, 2, 2, 5), "7777", [["7"] * most for most in (2, 2, 2, 5)])
+    weight, used = net.blocks["19-3"]["conv1"].weight, arch.stages[3][0][0]
+    before, optimizer = weight.numpy(), optim.make_optimizer(net, weight_decay=0.1)
+    net(batch(), arch).square().mean().backward()
+    optimizer.set_lr(0.1)
+    with optim.freeze_unused(net, optimizer, [("random", arch)]):
+        optimizer.step()
+    assert used < len(before) and np.array_equal(weight.numpy()[used:], before[used:])
+    assert not np.array_equal(weight.numpy()[:used], before[:used])
+
+
 @pytest.mark.parametrize("split, changes", [
     ("depth(stage=4)", {}), ("width(stage=4)", {"optimizer": "adamw", "lr": 0.05, "ema": 0.9}),
     ("depth(stage=2)", {"freeze_unused": True, "nesterov": True})], ids=str)
@@ -165,6 +186,7 @@ def test_a_recipe_with_a_split_resumes_bit_for_bit_in_each_stage_and_at_the_boun
     assert same(trained(parts, build_first=True), through)
     one, other = (checkpoint.read_all(newest(tmp_path / each).path) for each in ("whole", "parts"))
     assert same(one.weights, other.weights)
+    assert checkpoint.build(other).split
     # What has not been used yet has no state or, after a resume, zeros.
     assert same(*({name: value for name, value in each.optimizer.items() if value.any()} for each in (one, other)))
 

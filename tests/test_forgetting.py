@@ -7,7 +7,9 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from small_runs import CLASSES, SANDWICH, SETTINGS, SPACE, STEPS, at, checkpoints, fit, images, losses_of_step, same, table
+from small_runs import (CLASSES, SANDWICH, SETTINGS, SPACE, STEPS, at, checkpoints, fit, images, losses_of_step, same,
+                        table)
+from test_numerics import EightfoldScaler
 
 from resnet48.nets.supernet import Supernet
 from resnet48.space.arch import ArchConfig
@@ -95,6 +97,17 @@ def test_the_arch_that_gives_its_place_is_the_nearest_and_the_one_that_takes_it_
     assert objective.state()["recent"] == [small.code, near_large.code]
 
 
+def test_an_arch_is_in_the_archive_once_even_where_another_copy_would_be_more_novel():
+    objective = prepared(objectives.NoveltyArchive, size=4)
+    wide = SPACE.assemble((5, 5, 8, 5), "7777", ["1" * depth for depth in (5, 5, 8, 5)])
+    middle, near = (SPACE.assemble((5, 5, 8, 5), "4444", [inner * depth for depth in (5, 5, 8, 5)]) for inner in "45")
+    for arch in (SPACE.largest(), SPACE.smallest(), wide, middle):
+        objective.meet(arch)
+    assert forgetting.novelty(SPACE.smallest(), objective.archive[:3]) > forgetting.novelty(middle, objective.archive[:3])
+    objective.meet(near)
+    assert len(set(objective.archive)) == 4
+
+
 def test_the_loss_is_shared_between_the_subnets_of_the_step_and_the_archive(net):
     (pixels, labels), old, new = batch(), archs_of(0, 3), archs_of(1, 2)
     objective = prepared(objectives.NoveltyArchive, weight=0.25, size=3, recent=1)
@@ -124,13 +137,17 @@ def test_what_every_step_trains_takes_no_place_in_the_archive_and_a_step_in_part
     assert objective.trained(archs) == [*archs, ("archive", random)]
 
 
-@pytest.mark.parametrize("candidates", [SPACE, samplers.ArchList(archs_of(0, 4))], ids=["space", "list"])
-def test_the_archive_survives_a_trip_through_a_checkpoint(candidates):
+@pytest.mark.parametrize("candidates", [SPACE, samplers.ArchList(archs_of(0, 40))], ids=["space", "list"])
+def test_the_archive_goes_on_after_a_trip_through_a_checkpoint(candidates):
     objective, again = (prepared(objectives.NoveltyArchive, candidates) for _ in range(2))
-    for arch in archs_of(0, 4):
+    for arch in archs_of(0, 20):
         objective.meet(arch)
     again.load(json.loads(json.dumps(objective.state())))
-    assert again.archive == objective.archive and again.state() == objective.state()
+    for arch in archs_of(0, 40)[20:]:
+        assert again.archive == objective.archive
+        objective.meet(arch)
+        again.meet(arch)
+    assert again.state() == objective.state()
     for state in ({"archive": ["nothing"], "recent": []}, {"archive": [], "recent": [SPACE.largest().code + "1"]}):
         with pytest.raises(UserError):
             again.load(state)
@@ -216,7 +233,7 @@ def test_those_whose_soft_loss_has_risen_and_no_others_are_corrected_with_the_su
         assert (got is None) == (wanted is None)
         if wanted is not None:
             assert float((got - wanted).norm()) < 1e-3 * float(wanted.norm()) + 1e-6
-    assert float(means["look_back"]) == pytest.approx(float(np.mean([float(after[place]) for place in worse])), rel=1e-4)
+    assert float(means["look_back"]) == pytest.approx(np.mean([float(after[place]) for place in worse]), rel=1e-4)
 
 
 def test_looking_leaves_no_trace(net):
@@ -258,6 +275,17 @@ def test_another_update_is_no_other_step(tmp_path, monkeypatch):
     assert len(taken) == STEPS * 3 // 2 and taken[0] == taken[1] != taken[2]
     assert averaged == list(range(1, STEPS + 1)) and checkpoints(tmp_path) == [6, 12]
     assert [bool(row["loss_look_back"]) for row in table(tmp_path)] == [True, False] * (STEPS // 2)
+
+
+@pytest.mark.filterwarnings("ignore:amp_guard")
+def test_in_half_precision_the_loss_of_another_update_is_scaled_too(tmp_path, monkeypatch):
+    found = []
+    for precision in ("fp32", "fp16"):
+        kind = look_kind()._replace(objective=prepared(Again))
+        found.append(fit(kind, settings(tmp_path / precision, precision=precision, max_epoch=1, lr=0.05)))
+        monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")  # where precision counts
+        monkeypatch.setattr(paddle.amp, "GradScaler", EightfoldScaler)
+    assert all(found[1][name] == pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in found[0].items())
 
 
 @pytest.mark.parametrize("make", [nsas_kind, look_kind], ids=["archive", "look back"])

@@ -44,7 +44,7 @@ def test_the_table_of_recipes_names_those_that_there_are():
     supernets = set()
     for name in (name for name in os.listdir(config.RECIPES) if name.endswith(".yaml")):
         with open(os.path.join(config.RECIPES, name)) as file:
-            if re.search("^(sampler|objective): ", file.read(), re.MULTILINE):
+            if re.search("^(sampler: |objective: |stages:)", file.read(), re.MULTILINE):
                 supernets.add(name.removesuffix(".yaml"))
     assert named == supernets
 

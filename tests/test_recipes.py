@@ -39,7 +39,8 @@ def yaml_file(tmp_path):
 
 def settings(folder, **changes):
     """Those of the small runs, for a supernet."""
-    values = {name: value for name, value in config.as_data(SETTINGS).items() if name not in ("arch", "mode", "dropout")}
+    own = "arch", "mode", "dropout", "space"
+    values = {name: value for name, value in config.as_data(SETTINGS).items() if name not in own}
     return options.SupernetSettings(**{**values, "save_dir": str(folder), "dyna_batch_size": 2, **changes})
 
 
@@ -181,9 +182,9 @@ def test_every_recipe_names_what_there_is_and_says_how_it_is_used(name):
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 @pytest.mark.parametrize("objective", objectives.OBJECTIVES)
 def test_every_sampler_trains_with_every_objective_and_resumes_bit_for_bit(tmp_path, sampler, objective):
-    whole = settings(tmp_path / "whole", sampler=sampler, objective=objective, max_epoch=1)
+    whole = settings(tmp_path / "whole", sampler=sampler, objective=objective, max_epoch=1, batch_size=8)
     through, parts = trained(whole), dataclasses.replace(whole, save_dir=str(tmp_path / "parts"))
-    assert trained(parts, stop_after=3) is None
+    assert trained(parts, stop_after=2) is None
     assert same(trained(parts), through)
 
 

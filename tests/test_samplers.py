@@ -7,15 +7,21 @@ from resnet48.system.errors import UserError
 from resnet48.training import samplers
 
 SAMPLERS = [sampler.draw for sampler in samplers.SAMPLERS.values()]
+DRAWN = {name: sampler for name, sampler in samplers.SAMPLERS.items() if name != "largest"}  # which draws nothing
 
 
-@pytest.mark.parametrize("sample", SAMPLERS)
+def late(step, steps):
+    """The moment of a step when a space that opens is open."""
+    return at(step, steps, epoch=100.0)
+
+
+@pytest.mark.parametrize("sample", [sampler.draw for sampler in DRAWN.values()])
 def test_the_archs_of_a_step_depend_on_seed_and_step_only(sample):
-    first = sample(PUBLISHED, 3, at(17, 100), 5)
-    sample(PUBLISHED, 3, at(18, 100), 5)
+    first = sample(PUBLISHED, 3, late(17, 100), 5)
+    sample(PUBLISHED, 3, late(18, 100), 5)
     np.random.seed(1)
-    assert sample(PUBLISHED, 3, at(17, 100), 5) == first
-    assert sample(PUBLISHED, 3, at(16, 100), 5) != first and sample(PUBLISHED, 4, at(17, 100), 5) != first
+    assert sample(PUBLISHED, 3, late(17, 100), 5) == first
+    assert sample(PUBLISHED, 3, late(16, 100), 5) != first and sample(PUBLISHED, 4, late(17, 100), 5) != first
 
 
 @pytest.mark.parametrize("sample", SAMPLERS)
@@ -43,6 +49,13 @@ def test_a_sandwich_of_fewer_than_two_is_refused_by_the_flags_name(count):
         samplers.sandwich(PUBLISHED, 0, at(0, 100), count)
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_largest_stands_alone_whatever_the_count(narrow_published, rng, count):
+    assert samplers.largest(PUBLISHED, 3, at(5, 100), count) == [("largest", PUBLISHED.largest())]
+    archs = samplers.ArchList([narrow_published.sample(rng) for _ in range(5)])
+    assert samplers.largest(archs, 3, at(5, 100), count) == [("largest", archs.largest())]
+
+
 def test_uniform_archs_are_all_random_and_different_from_step_to_step():
     drawn = [pair for step in range(20) for pair in samplers.uniform(PUBLISHED, 0, at(step, 20), 4)]
     assert {role for role, _ in drawn} == {"random"}
@@ -59,20 +72,20 @@ def test_a_seed_means_the_same_archs_in_every_version_so_that_runs_can_be_repeat
     assert arch.code == "238232313000000213121000055151515453515252434000000"
 
 
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
+@pytest.mark.parametrize("sampler", DRAWN.values(), ids=DRAWN)
 def test_every_sampler_says_all_roles_that_it_gives_and_gives_as_many_archs_as_asked_for(sampler, narrow_published):
     seen = set()
     for step in range(20):
-        pairs = sampler.draw(narrow_published, 0, at(step, 20), 5)
-        assert len(pairs) == 5
+        pairs = sampler.draw(narrow_published, 0, late(step, 20), 5)
+        assert len(pairs) == 5 + (sampler.draw is samplers.biased and step % 3 == 0)  # its one more
         seen |= {role for role, _ in pairs}
     assert seen == set(sampler.roles)
 
 
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
+@pytest.mark.parametrize("sampler", DRAWN.values(), ids=DRAWN)
 def test_every_sampler_draws_from_a_list_of_archs_too(sampler, narrow_published, rng):
     archs = [narrow_published.sample(rng) for _ in range(6)]
-    drawn = [pair for step in range(20) for pair in sampler.draw(samplers.ArchList(archs), 0, at(step, 20), 4)]
+    drawn = [pair for step in range(60) for pair in sampler.draw(samplers.ArchList(archs), 0, late(step, 60), 4)]
     assert {arch for _, arch in drawn} == set(archs)
     for role, extreme in (("largest", max), ("smallest", min)):
         assert {arch.macs() for each, arch in drawn if each == role} <= {extreme(arch.macs() for arch in archs)}

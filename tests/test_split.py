@@ -1,6 +1,7 @@
 """A few-shot split as data, and the groups that its sampler draws from."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -90,6 +91,14 @@ def test_absurd_splits_are_refused(name, value):
 
 
 # ---- the archs of a step
+
+@pytest.mark.parametrize("by, stage", STAGES)
+def test_the_groups_of_a_space_share_it_out(by, stage):
+    space = dataclasses.replace(PUBLISHED, activation="mish")
+    groups = few_shot.SPLITS[by](space, stage)[1]
+    assert sum(group.size() for group in groups) == PUBLISHED.size()
+    assert {group.activation for group in groups} == {"mish"}
+
 
 def sources(space):
     return [space, samplers.ArchList(archs_of(space))]

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 
 from ..images import cache, datasets
 from ..images.datasets import normalize
@@ -42,7 +43,7 @@ def count(forward: Callable[[paddle.Tensor], paddle.Tensor], pixels: np.ndarray,
     for first in range(0, len(labels), batch_size):
         part = slice(first, first + batch_size)
         logits = forward(normalize(paddle.to_tensor(pixels[part])))
-        total += tally(logits, paddle.to_tensor(labels[part]), paddle.to_tensor(half[part])).numpy()
+        total += tally(*answers(logits, paddle.to_tensor(labels[part])), paddle.to_tensor(half[part])).numpy()
     return total
 
 
@@ -55,19 +56,24 @@ def count_correct(forward: Callable[[paddle.Tensor], paddle.Tensor], pixels: np.
     return count(forward, pixels, labels, batch_size)[:2]
 
 
-def tally(logits: paddle.Tensor, labels: paddle.Tensor, first: paddle.Tensor) -> paddle.Tensor:
-    """What `counts.COLUMNS` names, summed over a batch: an int64 tensor [columns].
+def answers(logits: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """(which of the five best classes is the label: bool [N, 5], cross-entropy to it without smoothing: float32 [N]).
 
-    logits: float32 [N, classes]; labels: int64 [N]; first: int64 [N], of `counts.first_half`. With fewer than five
-    classes, top-5 is every class. The cross-entropy is that of the labels, without smoothing.
+    logits: float32 [N, classes]; labels: int64 [N]. With fewer than five classes, the five best are all.
     """
-    best = (paddle.topk(logits, min(5, logits.shape[1]), axis=1)[1] == labels.unsqueeze(1)).astype("int64")
-    # Not F.cross_entropy, which ends at 64 nats on a CPU.
-    below = logits - logits.max(axis=1, keepdim=True)
-    losses = below.exp().sum(axis=1).log() - paddle.take_along_axis(below, labels.unsqueeze(1), 1).squeeze(1)
+    best = paddle.topk(logits, min(5, logits.shape[1]), axis=1)[1] == labels.unsqueeze(1)
+    return best, F.cross_entropy(logits, labels, reduction="none").reshape([-1])
+
+
+def tally(best: paddle.Tensor, losses: paddle.Tensor, first: paddle.Tensor) -> paddle.Tensor:
+    """What `counts.COLUMNS` names, summed over the images: an int64 tensor [..., columns].
+
+    best: bool [..., N, 5], losses: float32 [..., N], of `answers`; first: int64 [N], of `counts.first_half`.
+    """
     losses = paddle.where(losses < counts.LARGEST, losses.clip(min=0), paddle.full_like(losses, counts.LARGEST))
-    units = (losses.astype("float64") / counts.UNIT).round().astype("int64")
-    return paddle.stack([best[:, 0], best.sum(axis=1), units, first, first * best[:, 0], first * units]).sum(axis=1)
+    units, first = (losses.astype("float64") / counts.UNIT).round().astype("int64"), first.expand(losses.shape)
+    top1, top5 = best[..., 0].astype("int64"), best.astype("int64").sum(axis=-1)
+    return paddle.stack([top1, top5, units, first, first * top1, first * units], axis=-1).sum(axis=-2)
 
 
 @paddle.no_grad()

@@ -130,7 +130,8 @@ def forward_tree(weights: SlicedWeightCache, steps: list[prefix_tree.Step], imag
     leaf(index, logits [N, classes]): called at each arch. At most one path of activations is alive.
     """
     def forward(node, x):
-        return forward_node(node, weights.net.blocks[node.key], x, norm, weights.conv)
+        return forward_node(node, weights.net.blocks[node.key], x, norm, weights.conv,
+                            layers.linear)
 
     path, head = [images.astype(weights.dtype)], weights.net.nodes[-1]
     for step in steps:

@@ -25,8 +25,8 @@ def fingerprint(images: datasets.ImageSet, split: datasets.Split, indices: Seque
 
     folder: where digests of files are remembered if the set has no `cache_dir`.
     """
-    return fingerprints.fingerprint(f"{EVAL_TRANSFORM} {images.size} {images.skip_bad}", split, indices,
-                                    images.cache_dir or folder, images.workers)
+    view = f"{EVAL_TRANSFORM} {images.size} {images.skip_bad}" + (" whole" if images.whole else "")
+    return fingerprints.fingerprint(view, split, indices, images.cache_dir or folder, images.workers)
 
 
 def _room(path, shape):
@@ -54,12 +54,12 @@ def decoded(images: datasets.ImageSet, split: datasets.Split, indices: Sequence[
 def _decoded(images, split, indices, what):
     arguments = split, indices, images.size, images.workers, images.skip_bad, what
     if not images.cache_dir:
-        return datasets.decode(*arguments)
+        return datasets.decode(*arguments, whole=images.whole)
 
     def make(pixels_path, labels_path):
         with files.atomic_write(pixels_path) as temporary:
             buffer = _room(temporary, (len(indices), 3, images.size, images.size))
-            pixels, labels = datasets.decode(*arguments, into=buffer)
+            pixels, labels = datasets.decode(*arguments, into=buffer, whole=images.whole)
             buffer.flush()
             if len(pixels) < len(indices):  # without those that could not be read
                 with open(temporary, "wb") as file:

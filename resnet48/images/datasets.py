@@ -1,4 +1,4 @@
-"""Image sets: a folder in ImageNet's layout or the built-in handwritten digits, and decoding for evaluation.
+"""Image sets: a folder in ImageNet's layout, a public set or the built-in digits, and decoding for evaluation.
 
 Images stay uint8 [N, 3, S, S] until they are on the device; `normalize` is the first thing a step does.
 """
@@ -17,8 +17,9 @@ from PIL import Image
 
 from ..system import files
 from ..system.errors import UserError
+from ..system.options import TrainSettings
 from ..system.runtime import log_main, log_rank, progress
-from . import folder, transforms
+from . import folder, public_sets, transforms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on the scale 0..1
 DIGITS_SIZE, DIGITS_VALIDATION = 32, 360
@@ -30,10 +31,14 @@ class BadImage(UserError):
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels. images: paths, or uint8 arrays [H, W] or [H, W, 3]; labels: int64 [N]."""
+    """Images and labels. images: paths, or uint8 arrays [H, W] or [H, W, 3]; labels: int64 [N].
+
+    of: the public set that they are of; empty for files and for the built-in digits.
+    """
 
     images: Sequence[str] | np.ndarray
     labels: np.ndarray
+    of: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,10 +51,17 @@ class Split:
     def name(self, index: int) -> str:
         """What a message calls the image: its path, if it has one."""
         image = self.images[index]
-        return image if isinstance(image, str) else f"built-in digit {index}"
+        return image if isinstance(image, str) else f"{self.of or 'built-in digit'} {index}"
 
     def names_digest(self) -> str:
-        """A digest of the file names and class folders in order, independent of where the folder lies."""
+        """A digest of the file names and class folders in order, independent of where the folder lies.
+
+        Of a public set, whose images have no names, a digest of pixels and labels.
+        """
+        if self.of:
+            digest = hashlib.sha256(self.labels.tobytes())
+            digest.update(np.ascontiguousarray(self.images))
+            return digest.hexdigest()[:16]
         names = (os.path.join(*image.split(os.sep)[-2:]) for image in self.images if isinstance(image, str))
         return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -59,7 +71,8 @@ class ImageSet:
     """A training and a validation split over the same classes, how they are shown and how their files are read.
 
     size: height and width in pixels; crop_scale: smallest part of the area that a training crop takes; flip: whether a
-    mirrored image keeps its label.
+    mirrored image keeps its label; augment: what training sees, "crop" (`transforms.train_transform`, evaluation then
+    sees the centre) or "shift" (`transforms.shifted_transform`, evaluation then sees the whole image).
     workers: processes that decode training images (0: none), threads that decode others; skip_bad: leave unreadable
     validation and calibration images out; cache_dir: the folder that keeps decoded images, or None to keep none.
     """
@@ -74,29 +87,75 @@ class ImageSet:
     workers: int = 1
     skip_bad: bool = False
     cache_dir: str | None = None
+    augment: str = "crop"
+
+    @property
+    def whole(self) -> bool:
+        """Whether evaluation sees the whole image, as `decode` takes it."""
+        return self.augment == "shift"
 
 
 def load(image_dir: str | None = None, size: int | None = None, crop_scale: float | None = None, workers: int = 1,
-         skip_bad: bool = False, cache_dir: str | None = None) -> ImageSet:
-    """The images below `image_dir`, in train/<class>/ and val/<class>/, or the built-in handwritten digits for None.
+         skip_bad: bool = False, cache_dir: str | None = None, dataset: str | None = None,
+         dataset_dir: str | None = None, augment: str | None = None, train_images: int | None = None) -> ImageSet:
+    """The images below `image_dir`, in train/<class>/ and val/<class>/, or of a `dataset` of `options.DATASETS`.
 
-    size, crop_scale: as in `ImageSet`; None means 224 and 0.08, for the digits 32 and 0.6. No image is read yet.
-    Raises `UserError` for a folder of another layout, or a `cache_dir` that cannot be written.
+    Without either the built-in handwritten digits. dataset_dir: as for `public_sets.read`. size, crop_scale, augment:
+    as in `ImageSet`; None means 224, 0.08 and "crop", for the digits 32 and 0.6, for a public set 32 and "shift".
+    train_images: as for `first_images`. No image of a folder is read yet.
+    Raises `UserError` for a folder of another layout, missing or damaged files, a `cache_dir` that cannot be written,
+    and arguments that exclude each other.
     """
+    if image_dir and dataset:
+        raise UserError(f"--image_dir {image_dir} and --dataset {dataset} are two sources of images; give one of them")
+    if dataset_dir and dataset in (None, "digits"):
+        raise UserError("--dataset_dir holds the files of a --dataset that is not built in: "
+                        f"{', '.join(public_sets.SETS)}")
     if cache_dir:
         files.require_writable(os.path.join(cache_dir, "images"))
-    images = _folder(image_dir, size or 224) if image_dir else _digits(size or DIGITS_SIZE)
+    if image_dir:
+        images = _folder(image_dir, size or 224)
+    else:
+        images = _digits(size or DIGITS_SIZE) if dataset in (None, "digits") else _public(dataset, dataset_dir, size)
+    augment = augment or images.augment
+    if crop_scale is not None and augment != "crop":
+        raise UserError(f"--crop_scale is of --augment crop, not of {augment}")
     return replace(images, crop_scale=images.crop_scale if crop_scale is None else crop_scale, workers=workers,
-                   skip_bad=skip_bad, cache_dir=cache_dir)
+                   skip_bad=skip_bad, cache_dir=cache_dir, augment=augment,
+                   train=first_images(images.train, train_images) if train_images else images.train)
+
+
+def for_settings(settings: TrainSettings) -> ImageSet:
+    """The images that the settings of a training name; raises as `load` does."""
+    return load(settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
+                settings.skip_bad_images, settings.cache_dir, settings.dataset, settings.dataset_dir, settings.augment,
+                settings.train_images)
+
+
+def first_images(split: Split, count: int) -> Split:
+    """The first `count` images, as many of each class as possible, in their order: a pure function.
+
+    Raises `UserError` where there are fewer.
+    """
+    if count > len(split):
+        raise UserError(f"--train_images {count} is more than the {len(split)} training images that there are")
+    place_in_class = np.zeros(len(split), "int64")
+    for label in np.unique(split.labels):
+        own = np.flatnonzero(split.labels == label)
+        place_in_class[own] = np.arange(len(own))
+    return _part(split, np.sort(np.lexsort((split.labels, place_in_class))[:count]))
 
 
 def subset(images: ImageSet, train: int, val: int) -> ImageSet:
     """The same set with only so many images in each split, spread over the classes and kept nowhere: for a dry run."""
     def part(split, count):
-        chosen = balanced_sample(split.labels, count, seed=0)
-        return Split([split.images[index] for index in chosen], split.labels[chosen])
+        return _part(split, balanced_sample(split.labels, count, seed=0))
 
     return replace(images, train=part(images.train, train), val=part(images.val, val), cache_dir=None)
+
+
+def _part(split, chosen):
+    return Split([split.images[index] for index in chosen], split.labels[chosen], split.of)
 
 
 def _folder(root, size):
@@ -109,6 +168,12 @@ def _folder(root, size):
 def _split(classes):
     labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()])
     return Split(list(itertools.chain(*classes.values())), labels.astype("int64"))
+
+
+def _public(name, folder, size):
+    title = public_sets.SETS[name].title
+    train, val = (Split(*split, title) for split in public_sets.read(name, folder).values())
+    return ImageSet(title, public_sets.SETS[name].classes, train, val, size or public_sets.SIZE, augment="shift")
 
 
 def _digits(size):
@@ -163,18 +228,20 @@ def in_threads(do: Callable[[int], object], count: int, threads: int, what: str)
 
 
 def decode(split: Split, indices: Sequence[int], size: int, threads: int = 1, skip_bad: bool = False,
-           what: str = "images", into: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+           what: str = "images", into: np.ndarray | None = None,
+           whole: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The given images under the evaluation transform, and their labels: (uint8 [n, 3, size, size], int64 [n]).
 
-    what: how messages name the images. into: an array of that shape to fill, such as a memory-mapped one.
+    what: how messages name the images. into: an array of that shape to fill, such as a memory-mapped one. whole: under
+    `transforms.whole_transform` instead.
     Raises `BadImage` for the first unreadable one; with skip_bad, leaves such images out and logs it.
     """
     pixels = np.empty((len(indices), 3, size, size), "uint8") if into is None else into
-    good = np.ones(len(indices), bool)
+    good, view = np.ones(len(indices), bool), transforms.whole_transform if whole else transforms.eval_transform
 
     def one(place):
         try:
-            pixels[place] = transformed(split, indices[place], transforms.eval_transform, size)
+            pixels[place] = transformed(split, indices[place], view, size)
         except BadImage as error:
             if not skip_bad:
                 raise BadImage(f"{error} (--skip_bad_images leaves such images out)") from error

@@ -1,6 +1,6 @@
 """Training batches: which images a step sees, decoded by worker processes.
 
-What a step sees is a pure function of (seed, epoch, image): the same for any number of workers, after any resume.
+What a step sees is a pure function of (seed, epoch, image, view): the same for any number of workers, after any resume.
 """
 
 import contextlib
@@ -43,7 +43,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class _TransformedImages(paddle.io.Dataset):
-    """Transformed training images by (epoch, index). The next readable image stands in for an unreadable one."""
+    """Transformed training images by (epoch, index), or by (epoch, index, view) for a second view and further ones.
+
+    The next readable image stands in for an unreadable one.
+    """
 
     def __init__(self, images, seed):
         super().__init__()
@@ -53,14 +56,18 @@ class _TransformedImages(paddle.io.Dataset):
         return len(self.images.train)
 
     def __getitem__(self, key):
-        epoch, index = key
+        epoch, index, *view = key
         images, bad = self.images, []
         for candidate in range(index, index + min(BAD_IMAGES_ALLOWED + 1, len(self))):
             candidate %= len(self)
-            rng = np.random.default_rng((self.seed, epoch, candidate))
+            rng = np.random.default_rng((self.seed, epoch, candidate, *view))
             try:
-                pixels = transformed(images.train, candidate, transforms.train_transform, images.size, rng,
-                                     images.crop_scale, images.flip)
+                if images.augment == "shift":
+                    pixels = transformed(images.train, candidate, transforms.shifted_transform, images.size, rng,
+                                         images.flip)
+                else:
+                    pixels = transformed(images.train, candidate, transforms.train_transform, images.size, rng,
+                                         images.crop_scale, images.flip)
                 return pixels, images.train.labels[candidate], bad
             except BadImage:
                 bad.append(candidate)
@@ -69,11 +76,12 @@ class _TransformedImages(paddle.io.Dataset):
 
 
 class _Steps(paddle.io.BatchSampler):
-    """For each step of the whole run, which (epoch, index) this rank sees."""
+    """For each step of the whole run, which keys of `_TransformedImages` this rank sees: the views of an image together.
+    """
 
-    def __init__(self, count, first_step, last_step, batch_size, seed, rank, world_size):
+    def __init__(self, count, first_step, last_step, batch_size, seed, rank, world_size, views):
         per_epoch = count // (batch_size * world_size)
-        self.ended = False
+        self.ended, self.views = False, views
         self.arguments = count, range(first_step, last_step), per_epoch, batch_size, seed, rank, world_size
 
     def __len__(self):
@@ -87,7 +95,9 @@ class _Steps(paddle.io.BatchSampler):
                 if self.ended:
                     return
                 first = ((step % per_epoch) * world_size + rank) * batch_size
-                yield [(epoch, int(index)) for index in order[first:first + batch_size]]
+                # The first view has no number: it is the same however many there are.
+                further = [(), *((view,) for view in range(1, self.views(step)))]
+                yield [(epoch, int(index), *view) for index in order[first:first + batch_size] for view in further]
 
 
 def _collate(samples):
@@ -150,21 +160,24 @@ def _loader(views, sampler, workers):
 
 
 def batches(images: ImageSet, first_step: int, last_step: int, batch_size: int, seed: int, rank: int, world_size: int,
-            report: Callable[[str], None]) -> Iterator[tuple[paddle.Tensor, paddle.Tensor]]:
-    """Yield (uint8 [batch_size, 3, S, S], int64 [batch_size]) for steps first_step .. last_step - 1 of a run.
+            report: Callable[[str], None],
+            views: Callable[[int], int] = lambda step: 1) -> Iterator[tuple[paddle.Tensor, paddle.Tensor]]:
+    """Yield (uint8 [views * batch_size, 3, S, S], int64 [batch_size]) for steps first_step .. last_step - 1 of a run.
 
     batch_size: images of this rank. The steps of one epoch share out its images without repeats over all ranks.
     `images.workers` processes decode them, or this one for 0. report(text): is called for each unreadable image.
+    views(step): how many views of each image a step sees, each transformed anew, one after the other in the batch.
     Raises `UserError` when more than a few images are unreadable, a worker process dies or /dev/shm is too small; code
     that runs between two batches needs `dead_workers_named` around it too.
     """
     if images.workers:  # 2 tensors with their pages
-        require_shared_memory(images.workers, batch_size * (3 * images.size ** 2 + 8) + 16384)
-    sampler = _Steps(len(images.train), first_step, last_step, batch_size, seed, rank, world_size)
+        most = max(map(views, range(first_step, last_step)), default=1)
+        require_shared_memory(images.workers, most * batch_size * (3 * images.size ** 2 + 8) + 16384)
+    sampler = _Steps(len(images.train), first_step, last_step, batch_size, seed, rank, world_size, views)
     loader, seen = _loader(_TransformedImages(images, seed), sampler, images.workers), set()
     try:
         with dead_workers_named():
-            for pixels, labels, bad in loader:
+            for step, (pixels, labels, bad) in enumerate(loader, first_step):
                 for index in bad:
                     if index not in seen and index != NO_GOOD_IMAGE:
                         seen.add(index)
@@ -172,7 +185,7 @@ def batches(images: ImageSet, first_step: int, last_step: int, batch_size: int, 
                 if len(seen) > BAD_IMAGES_ALLOWED or NO_GOOD_IMAGE in bad:
                     raise BadImage(f"too many training images of {images.name} are unreadable: {len(seen)} so far, "
                                    f"allowed are {BAD_IMAGES_ALLOWED}")
-                yield pixels, labels
+                yield pixels, labels[::views(step)] if views(step) > 1 else labels
     finally:
         # The loader ends its workers only when it is exhausted: end the sampler and drain the batches under way.
         sampler.ended = True

@@ -128,10 +128,30 @@ def train_transform(image: EncodedImage, size: int, rng: np.random.Generator, cr
     return _planes(pixels, mirrored=flip and rng.random() < 0.5)
 
 
-def eval_transform(image: EncodedImage, size: int) -> np.ndarray:
-    """Short side to round(size * 256 / 224), then the central square of `size` pixels: uint8 [3, size, size]."""
+def shifted_transform(image: EncodedImage, size: int, rng: np.random.Generator, flip: bool) -> np.ndarray:
+    """The `whole_transform` shifted by up to size / 8 pixels each way, black where nothing is left, and flipped.
+
+    uint8 [3, size, size]. At 32 pixels it is the usual augmentation for CIFAR: a margin of 4, a random crop, a flip
+    (arXiv 1512.03385, section 4.2).
+    """
+    most, view = size // 8, whole_transform(image, size)
+    down, right = (int(offset) for offset in rng.integers(-most, most + 1, 2))
+    pixels = np.zeros_like(view)
+    pixels[:, max(0, down):size + min(0, down), max(0, right):size + min(0, right)] = \
+        view[:, max(0, -down):size + min(0, -down), max(0, -right):size + min(0, -right)]
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if flip and rng.random() < 0.5 else pixels
+
+
+def whole_transform(image: EncodedImage, size: int) -> np.ndarray:
+    """Short side to `size`, then the central square, of a square image all: uint8 [3, size, size]."""
+    return eval_transform(image, size, short=size)
+
+
+def eval_transform(image: EncodedImage, size: int, short: int | None = None) -> np.ndarray:
+    """Short side to `short` [round(size * 256 / 224)], then the central square of `size` pixels: uint8 [3, size, size].
+    """
     width, height = image.size
-    short = round(size * 256 / 224)
+    short = short or round(size * 256 / 224)
     if width < height:
         scaled = short, max(short, int(short * height / width))
     else:

@@ -40,7 +40,7 @@ def require_path(path: str) -> None:
 
 
 def require_output(path: str, weights_file: str) -> None:
-    """Raise `UserError` where an inference model at `path` would replace its checkpoint, or a file of something else."""
+    """Raise `UserError` where an inference model at `path` would replace its checkpoint or a foreign file."""
     exported = os.path.exists(path + ".pdiparams")
     for ending in (".json", ".pdmodel", ".pdiparams"):
         files.require_output("--output", path + ending, {"--checkpoint": weights_file}, lambda found: (

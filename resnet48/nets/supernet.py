@@ -30,14 +30,14 @@ ACTIVATIONS = {"relu": nn.ReLU, "prelu": PReLU, "mish": nn.Mish}
 
 
 def forward_node(node: Stem | Block | Head, layer: nn.LayerDict, x: paddle.Tensor, norm: Callable,
-                 conv: Callable, linear: Callable = layers.linear) -> paddle.Tensor:
+                 conv: Callable, linear: Callable) -> paddle.Tensor:
     """Run one node of a net.
 
     x: images [N, 3, H, W] for a `Stem`, which gives features [N, width, ceil(H / 4), ceil(W / 4)]; features
     [N, in, H, W] for a `Block`, which gives [N, out, ceil(H / stride), ceil(W / stride)], and for a `Head`, which gives
     logits [N, classes]. layer: its layers by their names in the node, in a supernet with more channels than the node.
-    norm: how a batch norm is done, as `layers.batch_norm`; conv: how a convolution is done, as `layers.conv`; linear: how
-    the classifier is done, as `layers.linear`.
+    norm: how a batch norm is done, as `layers.batch_norm`; conv: how a convolution is done, as `layers.conv`; linear:
+    how the classifier is done, as `layers.linear`.
     """
     def conv_norm(x, each):
         return norm(conv(x, layer[each.name], each.out_width, each.stride), layer[each.norm])

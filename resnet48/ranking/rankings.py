@@ -104,8 +104,8 @@ def _smoothed(archs, accuracies, counts):
     # In percent, as the counts are, whatever the submission's unit.
     halves = 100 * counts.top1 / counts.images
     found = smoothing.smooth(archs, accuracies, halves, counts.images)
-    return found.scores, (f"top-1 keeps {found.weight:.2f} of what an additive fit of {found.features} leaves of it, by "
-                          f"the noise between {counts.images[0]} and {counts.images[1]} images")
+    return found.scores, (f"top-1 keeps {found.weight:.2f} of what an additive fit of {found.features} leaves of it, "
+                          f"by the noise between {counts.images[0]} and {counts.images[1]} images")
 
 
 def _standardised(values):

@@ -68,8 +68,8 @@ class SearchSpace:
 
     def size(self) -> int:
         """How many archs there are."""
-        return math.prod(sum(len(digits) ** (depth + 1) for depth in range(fewest, most + 1))
-                         for (fewest, most), digits in zip(self.depths, self.codes[1:]))
+        return math.prod(len(outer) * sum(len(inner) ** depth for depth in range(fewest, most + 1))
+                         for (fewest, most), outer, inner in zip(self.depths, self.outer_codes, self.codes[1:]))
 
     def sample(self, rng: np.random.Generator) -> "ArchConfig":
         """A random arch: depths and digits are uniform and independent, except where shortcuts tie widths. rng: a numpy

@@ -81,8 +81,8 @@ def read_object(path, what):
         raise UserError(f'{what} {shown(path)} must be one object {{"arch1": {{"acc": 0.0, "arch": "1252..."}}, ...}}, '
                         f"found {json_kind(content)}")
     if content.get("format") == RANKING_FORMAT:
-        raise UserError(f"{what} {shown(path)} is a ranking that `eval_supernet.py rank` wrote, and holds no accuracies "
-                        "of nets; rule 6 of the contest forbids to submit what a predictor says")
+        raise UserError(f"{what} {shown(path)} is a ranking that `eval_supernet.py rank` wrote, and holds no "
+                        "accuracies; rule 6 of the contest forbids to submit what a predictor says")
     return content
 
 

@@ -12,6 +12,10 @@ from .errors import UserError, quoted
 OLD_RECIPES = {"sandwich": ("sandwich", "in_place_distillation"), "demo": ("uniform", "fixed_teacher")}
 
 
+DATASETS = ("digits", "fashion-mnist", "cifar10", "cifar100")
+AUGMENTS = ("crop", "shift")
+
+
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 def is_space_file(text: str) -> bool:
@@ -61,7 +65,15 @@ class ImageSettings(Settings):
 
     image_dir: str | None = option(None, "folder with train/<class>/ and val/<class>/; "
                                          "without it the built-in handwritten digits", resumable=True, path=True)
-    image_size: int | None = option(None, "height and width in pixels [that of the checkpoint; 224; 32 for the digits]",
+    dataset: str | None = option(None, f"instead of --image_dir: {', '.join(DATASETS)} [that of the checkpoint; "
+                                       "digits]", choices=DATASETS)
+    dataset_dir: str | None = option(None, "folder that holds the files of --dataset as they are published [the usual "
+                                           "places; otherwise Paddle downloads them]", resumable=True, path=True)
+    augment: str | None = option(None, "crop: training sees random resized crops, evaluation the centre; shift: "
+                                       "training sees images shifted by up to an eighth of their size, evaluation all "
+                                       "of them [that of the checkpoint; shift for what --dataset downloads; crop]",
+                                 choices=AUGMENTS, unset="auto")
+    image_size: int | None = option(None, "height and width in pixels [that of the checkpoint; 224; 32 with --dataset]",
                                     ge=1, unset="auto")
     num_workers: int = option(2, "processes that decode training images (0: none), threads that decode others", ge=0,
                               resumable=True)
@@ -165,6 +177,8 @@ class TrainSettings(SpaceSettings, ImageSettings, OptimizerSettings, Calibration
 
     crop_scale: float | None = option(None, "smallest part of an image's area in a training crop "
                                             "[0.08; 0.6 for the built-in digits]", gt=0, le=1, unset="auto")
+    train_images: int | None = option(None, "only the first N training images, as many of each class as possible",
+                                      ge=1, unset="all")
     train_cache: bool = option(False, "keep the training images in --cache_dir, shrunk to a short side of twice the "
                                       "image size: faster, but crops of under a quarter of the area are less sharp")
     batch_size: int = option(256, "images per step and process", ge=1)
@@ -226,6 +240,8 @@ class SupernetSettings(TrainSettings):
     dyna_batch_size: int = option(4, "subnets per step, the largest included where the sampler draws it", ge=1)
     sampler: str = option("sandwich", "which subnets a step trains: a name, or name(key=value, ...)")
     objective: str = option("in_place_distillation", "what a step minimises: a name, or name(key=value, ...)")
+    channel_fairness: bool = option(False, "multiply the gradient of a channel by the mean use of its layer's channels "
+                                           "over its own, 2 at most: later channels are in fewer subnets")
     stages: tuple[StageSettings, ...] = option((), "in a YAML file: a list of stages, each with epochs and, where they "
                                                    "differ, lr, warmup, sampler, objective and split", unset="none")
 

@@ -223,6 +223,16 @@ def broadcast_from_rank0(parameters: Iterable[paddle.Tensor]) -> None:
                 dist.broadcast(parameter, src=0)
 
 
+def gathered(rows: paddle.Tensor) -> paddle.Tensor:
+    """The rows of all ranks, [ranks * N, ...] of [N, ...], in the order of the ranks: the same on every rank."""
+    if world_size() == 1:
+        return rows
+    parts = []
+    with _lost_ranks_named():
+        dist.all_gather(parts, rows)
+    return paddle.concat(parts)
+
+
 def average_gradients(parameters: Iterable[paddle.Tensor], vote: bool) -> bool | paddle.Tensor:
     """Replace each gradient by its mean over the ranks, in one all-reduce whatever the number of subnets.
 

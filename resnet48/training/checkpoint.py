@@ -31,6 +31,7 @@ from .run_state import OPTIMIZER, STATE, WEIGHTS
 from .tensor_files import CheckpointError
 
 FINAL = {WEIGHTS: "final.pdparams", OPTIMIZER: "final.pdopt", STATE: "final.json"}
+OBJECTIVE = "objective/"  # begins the names of tensors in net.pdopt that the objective remembers
 TRAINED = "/trained"  # ends the names of weights in net.pdopt that are averaged in net.pdparams
 
 
@@ -56,11 +57,12 @@ class Checkpoint:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 def save(run_folder: str, net: nn.Layer, optimizer: paddle.optimizer.Optimizer, state: dict, keep: int,
-         average: nn.Layer | None = None) -> str:
+         average: nn.Layer | None = None, tensors: dict[str, np.ndarray] | None = None) -> str:
     """Write one checkpoint, whole or not at all, and remove all but the newest `keep` and the best.
 
     state: plain data with at least `step`; it is completed by what the net is. average: a net to evaluate and publish
-    instead; the weights to train on with then lie with the optimizer's state. Returns the checkpoint's folder.
+    instead; the weights to train on with then lie with the optimizer's state, and so do the tensors that the objective
+    remembers. Returns the checkpoint's folder.
     Raises `UserError` where the folder cannot be written or the disk is full; older checkpoints stay.
     """
     folder = os.path.join(run_folder, "checkpoints")
@@ -71,7 +73,9 @@ def save(run_folder: str, net: nn.Layer, optimizer: paddle.optimizer.Optimizer, 
         os.makedirs(temporary)
         paddle.save((average or net).state_dict(), os.path.join(temporary, WEIGHTS))
         trained = {name + TRAINED: value.numpy() for name, value in net.state_dict().items()} if average else {}
-        paddle.save({**optim.state_by_name(net, optimizer), **trained}, os.path.join(temporary, OPTIMIZER))
+        remembered = {OBJECTIVE + name: value for name, value in (tensors or {}).items()}
+        paddle.save({**optim.state_by_name(net, optimizer), **trained, **remembered},
+                    os.path.join(temporary, OPTIMIZER))
         complete = json.loads(json.dumps({"net": describe(net), **state}))
         digests = {name: files.sha256_of(os.path.join(temporary, name)) for name in (WEIGHTS, OPTIMIZER)}
         with open(os.path.join(temporary, STATE), "w") as file:
@@ -96,8 +100,15 @@ def save(run_folder: str, net: nn.Layer, optimizer: paddle.optimizer.Optimizer, 
 def trained_weights(found: Checkpoint) -> tuple[dict, dict]:
     """(weights to train on with, optimizer state) of a checkpoint."""
     trained = {name.removesuffix(TRAINED): value for name, value in found.optimizer.items() if name.endswith(TRAINED)}
-    state = {name: value for name, value in found.optimizer.items() if not name.endswith(TRAINED)}
+    state = {name: value for name, value in found.optimizer.items()
+             if not name.endswith(TRAINED) and not name.startswith(OBJECTIVE)}
     return trained or found.weights, state
+
+
+def remembered(found: Checkpoint) -> dict:
+    """The tensors that the objective of a checkpoint's stage remembers, by name."""
+    return {name.removeprefix(OBJECTIVE): value for name, value in found.optimizer.items()
+            if name.startswith(OBJECTIVE)}
 
 
 def publish(checkpoint_folder: str, run_folder: str) -> None:
@@ -246,7 +257,7 @@ def build(checkpoint: Checkpoint) -> supernet.Supernet | supernet.ResNet48:
     except UserError as error:
         raise CheckpointError(f"the state of the checkpoint {checkpoint.path} is not complete: {error}") from error
     # Before the net is made, so that what a few bytes claim to be of its size takes no memory.
-    _require_shapes(supernet.shapes(what, classes, split), checkpoint.weights, checkpoint.path)
+    require_shapes(supernet.shapes(what, classes, split), checkpoint.weights, checkpoint.path)
     net = supernet.Supernet(what, classes, split) if isinstance(what, SearchSpace) else supernet.ResNet48(what, classes)
     load_weights(net, checkpoint.weights, checkpoint.path)
     return net
@@ -275,7 +286,7 @@ def fits(net: nn.Layer, weights: dict[str, np.ndarray]) -> bool:
 def load_weights(net: nn.Layer, weights: dict[str, np.ndarray], path: str) -> None:
     """Load every weight; raise `CheckpointError` unless names and shapes are exactly the net's and all are finite."""
     own = net.state_dict()
-    _require_shapes({name: tuple(value.shape) for name, value in own.items()}, weights, path)
+    require_shapes({name: tuple(value.shape) for name, value in own.items()}, weights, path)
     converted = {}
     for name, value in weights.items():
         with np.errstate(over="ignore"):  # a float64 beyond the range of float32 becomes infinite, and that is seen
@@ -298,7 +309,7 @@ def start_from(net: nn.Layer, weights: dict[str, np.ndarray], path: str) -> None
     load_weights(net, {**slopes, **weights}, path)
 
 
-def _require_shapes(own, weights, path):
+def require_shapes(own, weights, path):
     """Raise `CheckpointError` unless `weights` are numbers with exactly these names and shapes: {name: tuple}."""
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or extra:

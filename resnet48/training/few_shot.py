@@ -93,7 +93,7 @@ def _width_groups(space, stage):
     for digit in space.outer_codes[stage - 1]:
         channels = space.width(stage, digit)
         digits[channels] = digits.get(channels, "") + digit
-    whole = space.name, space.base_channels, space.divisor, space.ratios, space.depths, space.codes
+    whole = [getattr(space, item.name) for item in dataclasses.fields(SearchSpace)]
     return {channels: WidthGroup(*whole, _with(space.outer_codes, stage, some)) for channels, some in digits.items()}
 
 

@@ -15,7 +15,7 @@ from ..nets import layers
 from ..system import files, locks, runtime
 from ..system.errors import Stopped, UserError
 from ..system.options import TrainSettings
-from . import checkpoint, metrics, objectives, optim, recipes
+from . import checkpoint, held_out, metrics, objectives, optim, recipes
 from .run import start
 
 KEEP_CHECKPOINTS = 3
@@ -39,8 +39,11 @@ def fit(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.Imag
     where another training works in the same folder.
     """
     with runtime.StopRequest() as stop, _alone_in(settings.save_dir):
+        kept_out = ()
+        if any(stage.strata for stage in stages):
+            images, kept_out = held_out.apart(images, settings.seed)
         run = start(net, stages, images, settings)
-        _train(run, images, settings, validate, stop)
+        _train(run, images, settings, validate, stop, kept_out)
         if validate and not run.accuracies:  # resumed at its end, and trained without a validation before
             run.accuracies = validate(run.kept_net)
         if runtime.rank() == 0:
@@ -59,13 +62,13 @@ def _alone_in(folder):
                                                      "stop it, or choose another --save_dir")
 
 
-def _train(run, images, settings, validate, stop):
+def _train(run, images, settings, validate, stop, kept_out):
     world_size, rank, vote = runtime.world_size(), runtime.rank(), False
     roles = recipes.roles([span.stage for span in run.spans])
     since, show = metrics.Meter(run.step, roles), _shower(settings, run.step, roles)
     shown = cache.for_training(images) if settings.train_cache else images
     taken = loader.batches(shown, run.step, run.steps, settings.batch_size, settings.seed, rank, world_size,
-                           runtime.log_rank)
+                           runtime.log_rank, lambda step: run.span(step).stage.objective.views)
     run.net.train()
     with loader.dead_workers_named(), contextlib.closing(taken):
         for step in runtime.counting(run.step, run.steps, "steps"):
@@ -79,9 +82,13 @@ def _train(run, images, settings, validate, stop):
             objective, moment = span.stage.objective, span.moment(step)
             losses = _gradients(objective, run.precision, run.net, archs, pixels, labels, moment, settings.accumulate)
             vote_before, vote = vote, runtime.average_gradients(optim.trainable(run.net), stop.asked)
+            if span.stage.fairness:
+                span.stage.fairness.scale(run.net)
             _update(run, objective.trained(archs) if settings.freeze_unused else [], lr)
             losses |= _update_again(run, objective, moment, settings, lr)
             _count_step(run)
+            if run.step == span.last:
+                objective.end()
             since.add(losses, len(labels) * world_size)
             # All ranks stop after the same step. The vote of the step before is there already, this one's is not.
             stopping = stop.asked if world_size == 1 else bool(vote_before)
@@ -91,6 +98,8 @@ def _train(run, images, settings, validate, stop):
                 _require_finite(row, run, settings)
                 show(row)
             with since.paused():
+                if due.measure and span.stage.strata:
+                    held_out.observe(span.stage.strata, run.net, *kept_out)
                 if due.validate and validate:
                     _validate(run, validate)
                 if due.save:
@@ -103,6 +112,7 @@ class Due(NamedTuple):
     """What is to be done after a step."""
 
     log: bool
+    measure: bool  # before what is measured is saved
     validate: bool
     save: bool
 
@@ -113,7 +123,7 @@ def _due(run, settings, stopping):
     save = stopping or epoch_ends and (ends or epoch % settings.save_freq == 0) or \
         settings.save_every_steps > 0 and run.step % settings.save_every_steps == 0
     validate = epoch_ends and (ends or settings.eval_freq > 0 and epoch % settings.eval_freq == 0)
-    return Due(save or epoch_ends or run.step % settings.log_freq == 0, validate, save)
+    return Due(save or epoch_ends or run.step % settings.log_freq == 0, epoch_ends and not ends, validate, save)
 
 
 def _gradients(objective, precision, net, archs, pixels, labels, moment, parts=1):
@@ -182,7 +192,7 @@ def _save(run, settings):
     _require_finite_weights(run, settings)
     if runtime.rank() == 0:
         run.saved = checkpoint.save(settings.save_dir, run.net, run.optimizer, run.state(), KEEP_CHECKPOINTS,
-                                    run.ema and run.ema.net)
+                                    run.ema and run.ema.net, run.span(run.step).stage.objective.tensors())
 
 
 def _stop(stop, run, settings):

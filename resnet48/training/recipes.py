@@ -3,6 +3,7 @@
 A YAML file of configs/ names samplers and objectives; here the names become functions, objects and steps.
 """
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from ..space.split import Split
 from ..system.errors import UserError, quoted, shown
 from ..system.options import StandaloneSettings, SupernetSettings, TrainSettings, TruthSettings
 from . import few_shot, objectives, optim, samplers
+from .fairness import ChannelFairness
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Stage:
     sampler(seed, moment): (role, arch) pairs of a step of the stage, see `samplers`. roles: all that these and the
     objective can give. epochs: how long, in proportion to the other stages. lr, warmup: per 256 images and in
     epochs; None as in the settings. split: of the net from the first step of this stage on, if it is not split before.
+    strata: what the sampler draws from where that follows what is measured after each epoch, else None. fairness: what
+    is done to the gradients of the supernet before a step, or None.
     """
 
     sampler: Callable
@@ -34,6 +38,8 @@ class Stage:
     lr: float | None = None
     warmup: float | None = None
     split: Split | None = None
+    strata: samplers.Strata | None = None
+    fairness: ChannelFairness | None = None
 
 
 class Span(NamedTuple):
@@ -154,15 +160,16 @@ def _stage(settings, given, candidates, teacher):
     if objective.needs_teacher and teacher is None:
         raise UserError(f"--objective {shown(objective_text)} distils from the full net, so it needs --pretrained")
     objective.prepare(candidates, teacher)
+    strata = sampler.adapts and sampler.adapts(candidates)
 
     def draw(some_candidates, seed, moment):
         return sampler.draw(some_candidates, seed, moment, settings.dyna_batch_size, **sampler_values)
 
-    def sample(seed, moment):
-        return draw(candidates, seed, moment)
-
-    split = None
+    sample, split = functools.partial(draw, strata or candidates), None
     if given and given.split:
+        if strata:
+            raise UserError(f"--sampler {shown(sampler_text)} follows the losses of all archs, but a stage with `split` "
+                            "draws from one group: another sampler, or no split")
         split_by, split_values = named(given.split, few_shot.SPLITS, "split")
         split_values = _hyper_parameters(split_by, split_values, f"split {shown(given.split)}")
         split, groups = split_by(candidates, **split_values)
@@ -170,7 +177,22 @@ def _stage(settings, given, candidates, teacher):
     # A wrong --dyna_batch_size shows here and not after the images have been read.
     sample(settings.seed, samplers.Moment(0, 1, 0.0))
     lengths = {} if given is None else {"epochs": given.epochs, "lr": given.lr, "warmup": given.warmup}
-    return Stage(sample, objective, (*sampler.roles, *objective.roles), split=split, **lengths)
+    return Stage(sample, objective, (*sampler.roles, *objective.roles), split=split, strata=strata,
+                 fairness=_fairness(settings, candidates, sampler, sampler_text), **lengths)
+
+
+def _fairness(settings, candidates, sampler, text):
+    if not settings.channel_fairness:
+        return None
+    if not sampler.uniform:
+        countable = ", ".join(name for name, each in samplers.SAMPLERS.items() if each.uniform)
+        raise UserError(f"--channel_fairness needs a sampler whose uses of a channel can be counted beforehand "
+                        f"({countable}); those of --sampler {shown(text)} cannot")
+    if any(each.split for each in settings.stages):
+        raise UserError("--channel_fairness counts the channels of one net; it and a stage with `split` exclude each "
+                        "other")
+    extremes = ["largest" in sampler.roles, "smallest" in sampler.roles]
+    return ChannelFairness(candidates, *map(int, extremes), settings.dyna_batch_size - sum(extremes))
 
 
 def _hyper_parameters(function, values, where):

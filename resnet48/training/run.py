@@ -76,7 +76,8 @@ class Run:
         span = self.span(self.step)
         return {"step": self.step, "steps": self.steps, "finished": self.step >= self.steps, "best": self.best,
                 "best_step": self.best_step, "accuracies": self.accuracies, **self.facts,
-                "scaler": self.precision.state(), "stage": span.index, "objective": span.stage.objective.state()}
+                "scaler": self.precision.state(), "stage": span.index, "objective": span.stage.objective.state(),
+                "sampler": span.stage.strata.state() if span.stage.strata else {}}
 
     def load(self, found: checkpoint.Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
@@ -105,10 +106,17 @@ class Run:
         for name in ("step", "best", "best_step", "accuracies"):
             setattr(self, name, found.state[name])
         self.saved = found.path
+        stage = self.span(self.step).stage
         try:
-            self.span(self.step).stage.objective.load(found.state.get("objective", {}))
+            stage.objective.load(found.state.get("objective", {}))
         except (KeyError, TypeError, UserError) as error:
             raise checkpoint.CheckpointError(f"{found.path} does not hold the state of this objective") from error
+        stage.objective.load_tensors(checkpoint.remembered(found), found.path)
+        if stage.strata:
+            try:
+                stage.strata.load(found.state.get("sampler", {}))
+            except (KeyError, TypeError, ValueError) as error:
+                raise checkpoint.CheckpointError(f"{found.path} does not hold the state of the sampler") from error
 
 
 def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, settings: TrainSettings) -> Run:

@@ -8,6 +8,7 @@ from ..space import description
 from ..space.checks import check_image_size, is_whole
 from ..system import files
 from ..system.errors import UserError, quoted
+from ..system.options import AUGMENTS, DATASETS
 from .tensor_files import CheckpointError
 
 WEIGHTS, OPTIMIZER, STATE = "net.pdparams", "net.pdopt", "state.json"
@@ -80,9 +81,15 @@ def check(state: dict) -> None:
     for name, (is_right, form) in FORMS.items():
         if name in state and not is_right(state[name]):
             raise UserError(f"{name!r} in the state must be {form}, found {quoted(state[name])}")
-    size = state.get("settings", {}).get("image_size")
-    if size is not None:
-        check_image_size(size)
+    settings = state.get("settings", {})
+    if settings.get("image_size") is not None:
+        check_image_size(settings["image_size"])
+    for name, known in (("dataset", DATASETS), ("augment", AUGMENTS)):
+        if settings.get(name) not in (None, *known):
+            raise UserError(f"{name!r} in the settings must be one of {', '.join(known)}, found "
+                            f"{quoted(settings[name])}")
+    if settings.get("train_images") is not None and not is_whole(settings["train_images"], 1, MOST):
+        raise UserError(f"'train_images' in the settings must be a number, found {quoted(settings['train_images'])}")
 
 
 def _is_count(value):
@@ -120,4 +127,5 @@ FORMS = {
     "scaler": (_or_null(_is_object), "an object or null"),
     "stage": (_is_count, "the number of a stage"),
     "objective": (_is_object, "an object"),
+    "sampler": (_is_object, "an object"),
 }

@@ -26,9 +26,9 @@ class NoveltyArchive(CrossEntropy):
     points at the one in the archive that is nearest to it, which gives its place to the most novel of the last `recent`
     archs, if one is more novel; while there are places, the most novel one takes one. What a step trains anyway, the
     largest and the smallest of a sandwich, stays outside.
-    A step costs n + M forward and backward passes. The published code (RandomNAS_NSAS_demo.py, M = 8, recent = 50) fills
-    the archive with random archs, may keep an arch twice, and passes no gradient to the archive's loss, which the second
-    place of 2022 does (arch_nsas.py: M = 10, recent = 100, this distance, a new archive every 500 steps).
+    A step costs n + M forward and backward passes. The published code (RandomNAS_NSAS_demo.py: n = 1, M = 8, recent =
+    50) fills the archive with random archs, may keep an arch twice, and passes no gradient to the archive's loss. The
+    second place of 2022 does (arch_nsas.py: M = 10, recent = 100, nearly this distance, a new archive every 500 steps).
     """
 
     weight: float = 0.5
@@ -99,11 +99,11 @@ def _digits(arch):
 class LookBack(InPlaceDistillation):
     """In-place distillation, and a second update for subnets that the first one has spoiled (best of 2021).
 
-    Of `count` random archs the soft loss, cross-entropy to the first subnet's logits, is measured before and after the
-    update of a step on the same batch; where any has risen, their gradients are summed and another update is taken, at
-    the same rate. Both as in the published code (train_spn_dtkl_gs.py), which trains the largest and 8 random subnets
-    with a fifth of cross-entropy to the labels in it, and whose looking moves the running statistics. Ours: with
-    several processes or parts of a batch, the mean over all decides.
+    Of `count` random archs, in few-shot training of any group, the soft loss, cross-entropy to the first subnet's
+    logits, is measured before and after the update of a step on the same batch; where any has risen, their gradients
+    are summed and another update is taken, at the same rate. All that as in the published code (train_spn_dtkl_gs.py),
+    which trains the largest and 8 random subnets with a fifth of cross-entropy to the labels in it, and whose looking
+    moves the running statistics. Ours: with several processes or parts of a batch, the mean over all decides.
     A step costs `count` forward passes without gradient before, as many after, and a backward pass for each that rose.
     """
 

@@ -37,7 +37,7 @@ class Gradients:
     """
 
     def __init__(self, net: paddle.nn.Layer, scale: Callable = lambda loss: loss, parts: int = 1):
-        self._parameters, self._scale, self._parts = trainable(net), scale, parts
+        self.net, self._parameters, self._scale, self._parts = net, trainable(net), scale, parts
         self._losses = {}
 
     def add(self, role: str, loss: paddle.Tensor, others: paddle.Tensor | float = 0.0, weight: float = 1.0) -> None:
@@ -78,13 +78,15 @@ class Gradients:
 class Objective:
     """The base of all. label_smoothing: part of the label spread over all classes (arXiv 1512.00567, section 7).
 
-    roles: names of losses beside the roles of the sampler. needs_teacher: whether it distils from a fixed net, which
+    roles: names of losses beside the roles of the sampler. views: how many crops of each image a step sees.
+    needs_teacher: whether it distils from a fixed net, which
     it finds in `teacher`: images [N, 3, H, W] to logits [N, classes].
     """
 
     label_smoothing: float = 0.0
 
     roles = ()
+    views = 1
     needs_teacher = False
     teacher = None
 
@@ -96,7 +98,8 @@ class Objective:
              moment: Moment) -> None:
         """One batch, or one part of it. net(images[, arch]) gives float32 logits [N, classes].
 
-        archs: (role, arch) pairs; images: float32 [N, 3, H, W]; labels: int64 [N].
+        archs: (role, arch) pairs; images: float32 [views * N, 3, H, W], the views of an image one after the other;
+        labels: int64 [N]. `gradients.net` is the net as a layer.
         """
         raise NotImplementedError
 
@@ -117,6 +120,16 @@ class Objective:
 
     def load(self, state: dict) -> None:
         """The inverse of `state`."""
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What a checkpoint needs beside, too large for plain data, by name; the same on every rank, read on rank 0."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, np.ndarray], path: str) -> None:
+        """The inverse of `tensors`. path: what errors name. Raises `CheckpointError` for what does not fit."""
+
+    def end(self) -> None:
+        """After the last step of the stage: let go of what is remembered."""
 
     def cross_entropy(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """To the labels, mean over the batch; logits [N, classes], labels int64 [N]."""

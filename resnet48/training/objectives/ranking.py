@@ -1,18 +1,22 @@
 """A loss on the order of subnets, which a proxy of their size guides."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from ...nets.zen_score import zen_score
 from ...space.arch import ArchConfig
 from ...system.errors import UserError, quoted
 from .distillation import InPlaceDistillation
 
 #: What an arch's size can be told by, for a ranking loss.
-PROXIES = {"macs": ArchConfig.macs, "parameters": ArchConfig.params, "depth": lambda arch: sum(arch.depths)}
+PROXIES = {"macs": ArchConfig.macs, "parameters": ArchConfig.params, "depth": lambda arch: sum(arch.depths),
+           "zen_score": functools.lru_cache(maxsize=4096)(zen_score)}
 RANKED_ARCHS = 1000  # drawn from a space to tell which part of it is smaller than an arch
+RANKED_SLOWLY = {"zen_score": 100}  # the same for a proxy that takes long
 
 
 @dataclass
@@ -38,7 +42,8 @@ class Ranking(InPlaceDistillation):
         if self.proxy not in PROXIES:
             raise UserError(f"--objective ranking: proxy takes {', '.join(PROXIES)}; got {quoted(self.proxy)}")
         rng = np.random.default_rng(0)
-        self._sizes = np.sort([PROXIES[self.proxy](candidates.sample(rng)) for _ in range(RANKED_ARCHS)])
+        self._sizes = np.sort([PROXIES[self.proxy](candidates.sample(rng))
+                               for _ in range(RANKED_SLOWLY.get(self.proxy, RANKED_ARCHS))])
 
     def step(self, net, archs, images, labels, gradients, moment):
         weight = 0.0 if moment.warming_up else min(self.weight, moment.epoch / 10)
