@@ -16,26 +16,22 @@ from ..space import space_file
 from ..space.arch import ArchConfig
 from ..space.arch_list import Entry
 from ..system import config, files, runtime
-from ..system.options import SupernetSettings, TrainSettings
+from ..system.options import ImageSettings, SupernetSettings, TrainSettings
 from ..training import checkpoint, loop, recipes
 
+#: What says which images there are and how they are shown.
+IMAGE_SETTINGS = (*(item.name for item in dataclasses.fields(ImageSettings)), "crop_scale", "train_images")
 CALIBRATION_SEED = 0  # the same images for every supernet
+
+_images = {}  # by the values of IMAGE_SETTINGS
 
 
 def load_images(settings: TrainSettings) -> datasets.ImageSet:
     """The images of a training; the same object for the same settings."""
-    return _loaded(_which(settings))
-
-
-def _which(settings):
-    """The arguments of `datasets.load`."""
-    return (settings.image_dir, settings.image_size, settings.crop_scale, settings.num_workers,
-            settings.skip_bad_images, settings.cache_dir)
-
-
-@functools.cache
-def _loaded(which):
-    return datasets.load(*which)
+    which = _which(settings)
+    if which not in _images:
+        _images[which] = datasets.for_settings(settings)
+    return _images[which]
 
 
 def train_arch(arch: ArchConfig, settings: TrainSettings) -> dict:
@@ -80,12 +76,16 @@ def evaluate(codes: Sequence[str], settings: SupernetSettings, val_images: int, 
 
 @functools.cache
 def _validate(which, batch_size):
-    return accuracy.validate_standalone(_loaded(which), batch_size)
+    return accuracy.validate_standalone(_images[which], batch_size)
 
 
 @functools.cache
 def _sample(which, val_images, calib_images):
-    return accuracy.Sample.of(_loaded(which), val_images, calib_images, CALIBRATION_SEED)
+    return accuracy.Sample.of(_images[which], val_images, calib_images, CALIBRATION_SEED)
+
+
+def _which(settings):
+    return tuple(getattr(settings, name) for name in IMAGE_SETTINGS)
 
 
 def _fit(make, stages, images, settings, validate):
