@@ -1,5 +1,6 @@
 """A study as a whole: it is planned at equal cost, shared by processes, goes on after a kill, and reports."""
 
+import dataclasses
 import glob
 import json
 import os
@@ -11,7 +12,7 @@ import time
 
 import pytest
 import yaml
-from commands import call, command, environment, good, image_folder
+from commands import ROOT, call, command, environment, good, image_folder, run
 from processes import start
 
 from resnet48.space.arch import FULL
@@ -53,8 +54,11 @@ def written(folder, images, **changes):
 
 
 def planned(folder, images, **changes):
-    path = written(folder, images, **changes)
-    return plan.make(config.command_line("x", {"study": (runner.run, options.StudySettings, path)}, ["study"])[1])
+    return plan.make(read(written(folder, images, **changes)))
+
+
+def read(path):
+    return config.command_line("x", {"study": (runner.run, options.StudySettings, path)}, ["study"])[1]
 
 
 def results(folder):
@@ -152,6 +156,18 @@ def test_a_study_that_cannot_be_run_is_refused_before_it_begins(tmp_path, images
     with pytest.raises(UserError) as caught:
         planned(tmp_path, images, **changes)
     assert said in str(caught.value)
+
+
+def test_the_study_of_cifar_10_has_the_size_that_it_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(archs, "DRAWS", 1000)
+    settings = read("docs/study/cifar10.yaml")
+    # Other images, for these would have to be downloaded.
+    shared = {**settings.shared, "dataset": "digits", "train_images": "1400", "augment": "crop"}
+    found = plan.make(dataclasses.replace(settings, shared=shared))
+    assert len(found.archs) == 160 and len(found.truth) == 240 and len(found.supernets) == 7 * 3
+    assert set(found.subnet_images.values()) == {60 * 10 * 128}
+    assert {task.settings.lr for task in found.supernets} == {0.2} and found.truth[0].settings.max_epoch == 5
 
 
 # --- running it -------------------------------------------------------------------------------------------------------
@@ -275,6 +291,12 @@ def test_a_study_of_several_processes_stops_as_a_whole_and_goes_on(undisturbed, 
     ended = subprocess.run(words, env=environment(), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert len(results(tmp_path)) == TASKS
+
+
+@pytest.mark.slow
+def test_the_study_of_digits_runs_as_its_file_says(tmp_path):
+    ended = good(run("-m resnet48", "study", "docs/study/digits.yaml", "--output", tmp_path / "out", cwd=ROOT))
+    assert ended.out.splitlines()[-1].startswith(f"wrote {tmp_path}/out/study.json") and "MISSING" not in ended.out
 
 
 def test_a_recipe_that_diverges_is_named(images, tmp_path):
