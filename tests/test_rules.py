@@ -56,7 +56,8 @@ def opened_by(folder, *words):
 
 @pytest.mark.slow
 def test_supernets_of_a_study_are_trained_without_opening_its_truth(tmp_path):
-    study = {"output": "out", "spread": 3, "bands": 0, "subnet_epochs": 2, "random_weights": 0, "truth": {"max_epoch": 1},
+    study = {"output": "out", "spread": 3, "bands": 0, "subnet_epochs": 2, "random_weights": 0,
+             "truth": {"max_epoch": 1},
              "shared": {"space": "full", "base_channels": "2,4,8,16", "divisor": 1, "batch_size": 256, "warmup": 0,
                         "num_workers": 0, "calib_images": 16},
              "supernets": [{"name": "sandwich", "recipe": "sandwich", "dyna_batch_size": 2, "seeds": "0"}]}

@@ -19,6 +19,7 @@ from resnet48.space.arch import FULL
 from resnet48.study import archs, plan, runner
 from resnet48.system import config, options
 from resnet48.system.errors import UserError
+from resnet48.training import tensor_files
 
 SHARED = {"space": "full", "base_channels": "2,4,8,16", "divisor": 1, "image_size": 32, "batch_size": 8, "warmup": 0,
           "num_workers": 0, "calib_images": 8}
@@ -214,6 +215,23 @@ def test_a_finished_study_does_nothing_again(undisturbed):
     before = results(folder)
     good(call("-m resnet48", "study", str(folder / "study.yaml")))
     assert results(folder) == before
+
+
+def test_what_a_study_trains_is_what_the_scripts_train(undisturbed, images, tmp_path):
+    found, flags = results(undisturbed[0]), ["--image_dir", images, "--save_dir", str(tmp_path / "run")]
+    for name, value in SHARED.items():
+        flags += [f"--{name}", str(value)]
+    row = next(content for path, (content, _) in found.items() if path.startswith("truth/") and "-s1-" in path)
+    good(call("pretrain.py", "run", *flags, "--max_epoch", 1, "--seed", 1, "--arch", row["name"]))
+    with open(tmp_path / "run" / "final.json") as file:
+        assert json.load(file)["accuracies"] == {"val": row["top1"]}
+    shutil.rmtree(tmp_path / "run")
+    good(call("train_supernet.py", "run", *flags, "--max_epoch", 2, "--seed", 1, "--recipe", "sandwich",
+              "--dyna_batch_size", 2))
+    (ours,) = glob.glob(str(undisturbed[0] / "out" / "supernets" / "sandwich-s1-*" / "final.pdparams"))
+    one, other = (tensor_files.read(path) for path in (ours, str(tmp_path / "run" / "final.pdparams")))
+    trained = [name for name in one if not name.endswith(("_mean", "_variance"))]
+    assert len(trained) > 100 and all((one[name] == other[name]).all() for name in trained)
 
 
 def test_a_part_of_a_study_can_be_run_alone_and_reported_as_unfinished(undisturbed, images, tmp_path):

@@ -1,8 +1,8 @@
 """Which archs a study trains and ranks: one set spread over the space, one where MACs say nothing. No Paddle in here.
 
-Both are pure functions of (space, count, seed) and of what the nets are for (image size, classes). They are chosen among
-random archs by maximin: one after the other, always the candidate whose nearest chosen one is farthest (Johnson, Moore
-and Ylvisaker 1990; greedily, Gonzalez 1985).
+Both are pure functions of (space, count, seed) and of what the nets are for (image size, classes). They are chosen
+among random archs by maximin: one after the other, always the candidate whose nearest chosen one is farthest (Johnson,
+Moore and Ylvisaker 1990; greedily, Gonzalez 1985).
 """
 
 from collections.abc import Sequence

@@ -11,6 +11,18 @@ from .plan import Plan, Task
 FORMAT = 1
 HEADING = ["ranking", "score", "tau", "these supernets", "these recipes", "of each seed", "no noise", "in bands",
            "given MACs", "told apart", "Pearson"]
+LEGEND = (
+    "tau: Kendall's tau-b with the truth, mean over the supernet seeds. In brackets 95 % percentile bootstrap "
+    "intervals, {} resamples: *these supernets* over archs alone, *these recipes* over archs and seeds. No noise: "
+    "what tau would be against a truth without noise. In bands: mean tau inside the bands, where MACs say nothing. "
+    "Given MACs: partial tau. Told apart: tau over the pairs whose truth differs by more than two standard errors.")
+LEGEND_OF_CONTRASTS = (
+    "p: two-sided, over archs and seeds (archs alone where it says so); corrected by Holm's method for all rows. "
+    "Detectable: the difference that this study finds with 80 % power.")
+LEGEND_OF_COSTS = (
+    "Every recipe costs {} epochs times subnets per step, so the number of forward and backward passes of one subnet "
+    "on one image is the same; its epochs follow from its subnets per step. Seconds are those of the steps on the "
+    "machine that ran them, mean over seeds; further passes of an objective show there alone.")
 
 
 def write(plan: Plan, read: Callable[[Task], dict], has: Callable[[Task], bool], output: str) -> str:
@@ -41,8 +53,8 @@ def markdown(plan: Plan, figures: dict) -> str:
         f"- images: {os.path.basename(image_set.name)}, {len(image_set.train)} for training and {len(image_set.val)} "
         f"for validation, {image_set.size} px, {len(image_set.classes)} classes",
         f"- archs: n = {figures['archs']['n']} of the {plan.space.name} space over base widths "
-        f"{','.join(map(str, plan.space.base_channels))}, {figures['archs']['in_bands']} of them in bands of nearly equal "
-        "MACs",
+        f"{','.join(map(str, plan.space.base_channels))}, {figures['archs']['in_bands']} of them in bands of nearly "
+        "equal MACs",
         f"- truth: {truth['trainings']} trainings of single archs ({truth['twice_or_more']} archs more than once), "
         f"{truth['lowest']:.2f} to {truth['highest']:.2f} % top-1, {_minutes(truth['seconds'])} in all",
     ]
@@ -50,24 +62,16 @@ def markdown(plan: Plan, figures: dict) -> str:
         lines += [
             f"- sharpness of the truth: archs differ by a standard deviation of {truth['true_deviation']:.2f} points, "
             f"trainings of one arch by {truth['noise']:.2f}; reliability of one training "
-            f"{truth['reliability_of_one']:.3f}, of the means {truth['reliability_of_means']:.3f}, so a perfect ranking "
-            f"would reach a tau of about {truth['tau_ceiling']:.3f} and an r of {truth['pearson_ceiling']:.3f}; "
-            f"{truth['pairs_told_apart']:.0%} of the pairs are told apart (two standard errors)"]
+            f"{truth['reliability_of_one']:.3f}, of the means {truth['reliability_of_means']:.3f}, so a perfect "
+            f"ranking would reach a tau of about {truth['tau_ceiling']:.3f} and an r of "
+            f"{truth['pearson_ceiling']:.3f}; {truth['pairs_told_apart']:.0%} of the pairs are told apart (two standard errors)"]
     lines += ["", "## Rankings", "", _table([HEADING, *map(_cells, rows)]), "",
-              "tau: Kendall's tau-b with the truth, mean over the supernet seeds. In brackets 95 % percentile bootstrap "
-              f"intervals, {figures['resamples']} resamples: *these supernets* over archs alone, *these recipes* over "
-              "archs and seeds. No noise: what tau would be against a truth without noise. In bands: mean tau inside the "
-              "bands, where MACs say nothing. Given MACs: partial tau. Told apart: tau over the pairs whose truth differs "
-              "by more than two standard errors.", ""]
+              LEGEND.format(figures["resamples"]), ""]
     if figures["contrasts"]:
         lines += ["## Contrasts, named beforehand", "", _table(_contrasts(figures["contrasts"])), "",
-                  "p: two-sided, over archs and seeds (archs alone where it says so); corrected by Holm's method for all "
-                  "rows. Detectable: the difference that this study finds with 80 % power.", ""]
+                  LEGEND_OF_CONTRASTS, ""]
     lines += ["## Cost", "", _table(_costs(plan, figures)), "",
-              f"Every recipe costs {plan.settings.subnet_epochs} epochs times subnets per step, so the number of forward "
-              "and backward passes of one subnet on one image is the same; its epochs follow from its subnets per step. "
-              "Seconds are those of the steps on the machine that ran them, mean over seeds; further passes of an "
-              "objective show there alone.", ""]
+              LEGEND_OF_COSTS.format(plan.settings.subnet_epochs), ""]
     return "\n".join(lines)
 
 

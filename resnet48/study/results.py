@@ -94,12 +94,13 @@ def analyse(plan: Plan, found: Found) -> dict:
         row = {"name": name, "score": None if free else way, "seeds": [] if free else found.seeds[name], "tau": main,
                "pearson": figure(lambda *arguments: statistics.pearson(truth, *arguments))[1]}
         if (found.bands >= 0).any():
-            row["tau_in_bands"] = figure(lambda some, *more: statistics.tau_in_bands(truth, some, found.bands, *more))[1]
+            row["tau_in_bands"] = figure(
+                lambda some, *more: statistics.tau_in_bands(truth, some, found.bands, *more))[1]
         if name != "macs":
-            row["partial_tau"] = figure(lambda some, *more: statistics.partial_tau(truth, some, found.log_macs, *more))[1]
+            row["partial_tau"] = figure(
+                lambda some, *more: statistics.partial_tau(truth, some, found.log_macs, *more))[1]
         if sharp:
-            row["tau_told_apart"] = figure(lambda some, *more: statistics.tau(truth, some, *more, pairs=pairs)
-                                           if more else statistics.tau(truth, some, pairs=pairs))[1]
+            row["tau_told_apart"] = figure(lambda some, *more: statistics.tau(truth, some, *more, pairs=pairs))[1]
             if main:
                 row["disattenuated_tau"] = _rounded(statistics.disattenuated_tau(main["value"], sharp.of_means))
                 row["disattenuated_pearson"] = _rounded(statistics.disattenuated_pearson(row["pearson"]["value"],

@@ -100,8 +100,9 @@ def _work(settings):
     farewell = f"everything is in {settings.output}, the same command goes on"
     with runtime.stoppable(farewell):
         signals.let_through()
-        runtime.start("auto")
         plan, folder = planning.make(settings), Folder(settings.output)
+        first = plan.truth[0].settings
+        runtime.start(first.device, join=False, channels_last=first.channels_last)
         for kind in KINDS:
             os.makedirs(os.path.join(settings.output, kind), exist_ok=True)
             locks.remove_leftovers(os.path.join(settings.output, kind), lambda name: name)
@@ -155,7 +156,8 @@ def _scored(plan, folder, task):
         if not folder.has(source):
             raise UserError(f"the supernet {source.label} is not trained yet; without --only it will be")
         settings = dataclasses.replace(settings, save_dir=folder.training(source))
-    return trainings.evaluate(task.made_by["archs"], settings, task.made_by["val_images"], folder.training(task), trained)
+    return trainings.evaluate(task.made_by["archs"], settings, task.made_by["val_images"], folder.training(task),
+                              trained)
 
 
 @contextlib.contextmanager
