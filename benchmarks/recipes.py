@@ -25,7 +25,7 @@ def steps():
     images, labels = paddle.randn([BATCH, 3, SIZE, SIZE]), paddle.randint(0, CLASSES, [BATCH])
     teacher = ResNet48(space.largest(), CLASSES)
     teacher.eval()
-    for name in sorted(os.listdir(config.RECIPES)):
+    for name in sorted(name for name in os.listdir(config.RECIPES) if name.endswith(".yaml")):
         path = os.path.join(config.RECIPES, name)
         with open(path) as file:
             if not any(line.startswith(("sampler:", "objective:")) for line in file):
@@ -35,7 +35,7 @@ def steps():
         net = Supernet(space, CLASSES, stage.split)
         optimizer = optim.make_optimizer(net)
         optimizer.set_lr(0.01)
-        moment = samplers.Moment(50, 100, 50.0)
+        moment = samplers.Moment(50, 100, 100.0)  # spaces that open are open
 
         def step(net=net, optimizer=optimizer, stage=stage):
             gradients, again = objectives.Gradients(net), objectives.Gradients(net)

@@ -221,8 +221,8 @@ def test_every_command_takes_the_activation_from_the_checkpoint(here):
     with open("submission0.json") as tree, open("submission1.json") as alone:
         assert tree.read() == alone.read()
     good(call("eval_supernet.py", "export", *words, "--arch", SMALLEST, "--output", "exported"))
-    good(call("pretrain.py", "run", "--arch", SMALLEST, "--image_dir", "images", *SMALL, "--mode", "eval", "--pretrained",
-              "other"))
+    good(call("pretrain.py", "run", "--arch", SMALLEST, "--image_dir", "images", *SMALL, "--mode", "eval",
+              "--pretrained", "other"))
 
 
 def test_a_net_on_its_own_is_evaluated_as_it_was_trained(here):

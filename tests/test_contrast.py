@@ -25,7 +25,7 @@ STAGES = stage(epochs=1, sampler="largest", objective="momentum_contrast(queue=1
 
 
 def normalized(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def views(count=4, seed=0):
@@ -67,7 +67,8 @@ def test_logits_are_the_products_with_the_right_key_first():
     q, k, n = (normalized(rng.standard_normal((count, 7)).astype("float32")) for count in (4, 4, 9))
     found = contrast_logits(*map(paddle.to_tensor, (q, k, n)), 0.07).numpy()
     assert np.allclose(found, np.concatenate([(q * k).sum(axis=1, keepdims=True), q @ n.T], axis=1) / 0.07, atol=1e-5)
-    assert np.allclose(contrast_logits(*map(paddle.to_tensor, (q, k)), None, 0.5).numpy()[:, 0], 2 * (q * k).sum(axis=1))
+    alone = contrast_logits(*map(paddle.to_tensor, (q, k)), None, 0.5).numpy()
+    assert alone.shape == (4, 1) and np.allclose(alone[:, 0], 2 * (q * k).sum(axis=1), atol=1e-6)
 
 
 def test_a_view_is_compared_with_the_other_view_and_the_keys_of_earlier_steps():
@@ -79,6 +80,19 @@ def test_a_view_is_compared_with_the_other_view_and_the_keys_of_earlier_steps():
     keys = keys_of(objective, images)
     right, wrong = np.exp((queries * keys).sum(axis=1) / 0.2), np.exp(queries @ earlier.T / 0.2).sum(axis=1)
     assert found == pytest.approx(-np.log(right / (right + wrong)).mean(), rel=1e-4)
+
+
+def test_a_narrower_subnet_is_compared_with_the_first_channels_of_the_keys():
+    objective, net, arch = contrast(temperature=0.2), supernet(), SPACE.smallest()
+    take(objective, net, 0, views(seed=0))
+    earlier, images = keys_of(objective, views(seed=0)), views(seed=1)
+    queries, gradients = np.zeros((4, 5)), objectives.Gradients(net)
+    queries[:, :arch.out_width] = normalized(net(images[::2], arch, classify=False).numpy())
+    objective.step(net, [("random", arch)], images, None, gradients, at(1))
+    keys = keys_of(objective, images)
+    right, wrong = np.exp((queries * keys).sum(axis=1) / 0.2), np.exp(queries @ earlier.T / 0.2).sum(axis=1)
+    assert arch.out_width < 5
+    assert float(gradients.means()["random"]) == pytest.approx(-np.log(right / (right + wrong)).mean(), rel=1e-4)
 
 
 def test_the_key_encoder_follows_the_net_by_the_momentum_and_has_no_gradient():
@@ -119,10 +133,10 @@ def test_the_queue_is_first_in_first_out():
         assert np.allclose(objective._keys.numpy(), np.concatenate(given)[-10:], atol=1e-5)
 
 
-@pytest.mark.parametrize("hyper_parameters", [{"momentum": 1.1}, {"momentum": -0.1}, {"temperature": 0.0}, {"queue": 0}])
-def test_hyper_parameters_out_of_range_are_refused(hyper_parameters):
+@pytest.mark.parametrize("wrong", [{"momentum": 1.1}, {"momentum": -0.1}, {"temperature": 0.0}, {"queue": 0}], ids=str)
+def test_hyper_parameters_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match="momentum is from 0 to 1, temperature more than 0"):
-        contrast(**hyper_parameters)
+        contrast(**wrong)
 
 
 # ---- two views

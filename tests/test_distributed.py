@@ -10,6 +10,7 @@ import pytest
 from commands import DIGITS as SMALL_DIGITS, PATIENCE, command, environment, image_folder
 from conftest import ROOT
 from test_interruption import ENDLESS, Program, patient, processes, wait_until
+from test_recipes import SUPERNETS
 
 from resnet48.system.errors import STOPPED
 from resnet48.training import checkpoint
@@ -42,6 +43,12 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
         assert alone.keys() == together.keys()
         for name, value in alone.items():
             assert np.abs(value - together[name]).max() <= 1e-12 * np.abs(value).max(), (kind, name)
+
+
+@pytest.mark.slow
+def test_on_two_ranks_every_recipe_gives_both_the_same_weights_and_resumes_bit_for_bit(tmp_path):
+    run([*LAUNCH, "--nproc_per_node", "2", os.path.join(ROOT, "tests", "recipe_ranks.py"), str(tmp_path)], tmp_path)
+    assert (tmp_path / "done.txt").read_text().splitlines() == SUPERNETS
 
 
 @pytest.mark.slow

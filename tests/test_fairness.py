@@ -6,6 +6,8 @@ from collections import Counter
 import numpy as np
 import paddle
 import pytest
+from small_runs import same
+from test_recipes import settings, trained
 
 from resnet48.nets.supernet import Supernet
 from resnet48.space.arch import FULL, SearchSpace
@@ -141,3 +143,11 @@ def test_samplers_whose_uses_cannot_be_counted_are_refused():
                 recipes.supernet(settings, TINY)
     (stage,) = recipes.supernet(SupernetSettings(), TINY)
     assert stage.fairness is None
+
+
+def test_a_fair_run_is_another_than_a_plain_one_and_resumes_bit_for_bit(tmp_path):
+    plain, whole, parts = (settings(tmp_path / name, max_epoch=1, dyna_batch_size=3, channel_fairness=name != "plain")
+                           for name in ("plain", "whole", "parts"))
+    through = trained(whole)
+    assert trained(parts, stop_after=3) is None
+    assert same(trained(parts), through) and not same(trained(plain), through)

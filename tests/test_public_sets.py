@@ -10,11 +10,13 @@ import numpy as np
 import paddle
 import public_files
 import pytest
-from commands import call, good, image_folder, refusal
+from commands import call, good, image_folder, module, refusal
 from small_runs import newest
 
 from resnet48.images import cache, datasets, loader, public_sets, transforms
+from resnet48.system import options
 from resnet48.system.errors import UserError
+from resnet48.training import checkpoint, run_state
 
 WRITERS = {"fashion-mnist": public_files.idx, "cifar10": public_files.cifar,
            "cifar100": lambda folder: public_files.cifar(folder, "cifar100", per_batch=100)}
@@ -245,6 +247,28 @@ def test_the_digits_stay_as_they_were():
 
 
 # ---- from training to evaluation
+
+def test_what_the_checkpoint_says_of_the_images_holds_in_evaluation_unless_a_flag_says_another(tmp_path):
+    root, load = image_folder(tmp_path / "photos"), module("eval_supernet.py").load_images
+    public_files.cifar(tmp_path)
+    trained = {"dataset": None, "augment": "shift", "train_images": 6, "image_size": 24}
+    found = checkpoint.Checkpoint("run", "run/net.pdparams", None, {}, {"settings": trained})
+    images = load(options.EvalSettings(image_dir=root), found)
+    assert images.whole and images.size == 24 and len(images.train) == 6
+    assert not load(options.EvalSettings(image_dir=root, augment="crop"), found).whole
+    trained |= {"dataset": "cifar10", "augment": None}
+    assert load(options.EvalSettings(dataset_dir=str(tmp_path)), found).name == "CIFAR-10"
+    assert load(options.EvalSettings(dataset="digits"), found).name == "built-in digits"
+    assert load(options.EvalSettings(image_dir=root), found).classes == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize("name, value", [("dataset", "imagenet"), ("dataset", ["cifar10"]), ("augment", "both"),
+                                         ("train_images", -1), ("train_images", "all")])
+def test_a_state_that_says_something_else_of_the_images_is_refused(name, value):
+    run_state.check({"settings": {name: None}})
+    with pytest.raises(UserError, match=f"'{name}' in the settings must be"):
+        run_state.check({"settings": {name: value}})
+
 
 @pytest.mark.slow
 def test_a_public_set_is_trained_on_resumed_and_evaluated_as_it_was_trained(tmp_path):

@@ -5,11 +5,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 
+import numpy as np
 import paddle
 import pytest
-from small_runs import (CLASSES, FIXED_TEACHER, PER_EPOCH, SANDWICH, SETTINGS, SPACE, fit, fixed_teacher, images,
-                        newest, same, table, uniform_teacher)
+from small_runs import (CLASSES, FIXED_TEACHER, PER_EPOCH, SANDWICH, SETTINGS, SPACE, at, fit, fixed_teacher, images,
+                        losses_of_step, newest, same, table, uniform_teacher)
 
 from resnet48.nets.supernet import Supernet
 from resnet48.system import config, options
@@ -48,6 +50,29 @@ def stage(**values):
     return options.StageSettings(**values)
 
 
+def of_supernets():
+    """The YAML files of configs/ that train a supernet, but for old names of others."""
+    for name in YAML_FILES:
+        with open(os.path.join(config.RECIPES, name)) as file:
+            if re.search("^(sampler: |objective: |stages:)", file.read(), re.MULTILINE):
+                yield name
+
+
+SUPERNETS = list(of_supernets())
+
+
+def small(name, folder):
+    """The settings of a recipe for a run of two epochs of six steps, its own epochs shrunk, its stages equally long."""
+    path = os.path.join(config.RECIPES, name)
+    _, found = config.command_line("A program.", {"run": (run, options.SupernetSettings, None)}, ["run", "--config", path])
+    shrunk = {item: re.sub(r"(?<=_epochs=)[\d.]+", lambda match: str(float(match[0]) * 2 / found.max_epoch),
+                           getattr(found, item)) for item in ("sampler", "objective")}
+    stages = tuple(dataclasses.replace(each, epochs=1.0) for each in found.stages)
+    return dataclasses.replace(found, **shrunk, stages=stages, save_dir=str(folder), batch_size=4, max_epoch=2,
+                               warmup=0.5, lr=1.0, log_freq=3, num_workers=0, seed=3,
+                               dyna_batch_size=min(found.dyna_batch_size, 3))
+
+
 TWO_STAGES = (stage(epochs=1, sampler="uniform", objective="cross_entropy", lr=0.5), stage(epochs=1, warmup=0.5))
 
 
@@ -78,7 +103,8 @@ def fit_stages(stages, settings, build_first=False):
     paddle.seed(0)
     net = Supernet(SPACE, len(CLASSES))
     try:
-        loop.fit(net, stages, images(), settings)
+        # A third of the images for samplers that adapt, so that a step sees the same number of them.
+        loop.fit(net, stages, images(32 if any(stage.strata for stage in stages) else 24), settings)
     except Stopped:
         return None
     return {name: value.numpy() for name, value in net.state_dict().items()}
@@ -173,19 +199,45 @@ def test_every_recipe_names_what_there_is_and_says_how_it_is_used(name):
     _, found = config.command_line("A program.", {"run": (run, kind, None)}, ["run", "--config", path])
     assert config.command_line("A program.", {"run": (run, kind, None)},
                                ["run", "--recipe", name.removesuffix(".yaml")]) == (run, found)
-    if kind is options.SupernetSettings:
-        assert recipes.supernet(found, SPACE, uniform_teacher)
     with open(path) as file:
         assert file.read().startswith("# ")
 
 
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
-@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
-def test_every_sampler_trains_with_every_objective_and_resumes_bit_for_bit(tmp_path, sampler, objective):
-    whole = settings(tmp_path / "whole", sampler=sampler, objective=objective, max_epoch=1, batch_size=8)
+@pytest.mark.parametrize("name", SUPERNETS)
+def test_every_recipe_trains_and_resumes_bit_for_bit_inside_of_each_stage(tmp_path, name):
+    whole = small(name, tmp_path / "whole")
+    spans = recipes.in_steps(recipes.supernet(whole, SPACE, uniform_teacher), whole, PER_EPOCH, 1)
+    through, parts = trained(whole), dataclasses.replace(whole, save_dir=str(tmp_path / "parts"))
+    for span in spans:
+        assert trained(parts, stop_after=(span.first + span.last + 1) // 2) is None
+    assert same(trained(parts), through)
+
+
+NAMED = [small(name, "") for name in SUPERNETS]
+NAMED_BY_RECIPES = {part.partition("(")[0] for each in NAMED for part in
+                    (each.sampler, each.objective, *(text or "" for stage in each.stages for text in
+                                                     (stage.sampler, stage.objective)))}
+
+
+@pytest.mark.parametrize("sampler, objective", [
+    *((name, "in_place_distillation") for name in sorted(samplers.SAMPLERS.keys() - NAMED_BY_RECIPES)),
+    *(("sandwich", name) for name in sorted(objectives.OBJECTIVES.keys() - NAMED_BY_RECIPES))])
+def test_every_sampler_and_objective_that_no_recipe_names_trains_and_resumes_bit_for_bit(tmp_path, sampler, objective):
+    whole = settings(tmp_path / "whole", sampler=sampler, objective=objective, max_epoch=1)
     through, parts = trained(whole), dataclasses.replace(whole, save_dir=str(tmp_path / "parts"))
     assert trained(parts, stop_after=2) is None
     assert same(trained(parts), through)
+
+
+@pytest.mark.parametrize("sampler, epoch", [("biased", 0.0), ("progressive", 0.0)], ids=["no largest", "one arch"])
+def test_every_objective_takes_the_archs_of_steps_that_are_no_sandwich(sampler, epoch):
+    batch = paddle.randn([8, 3, 16, 16]), paddle.arange(8) % len(CLASSES)
+    for objective in objectives.OBJECTIVES:
+        (made,) = recipes.supernet(settings("", sampler=sampler, objective=objective), SPACE, uniform_teacher)
+        net, moment = Supernet(SPACE, len(CLASSES)), at(0, epoch=epoch)
+        losses = losses_of_step(made.objective, net, made.sampler(0, moment), *batch, moment=moment)
+        assert losses and losses.keys() <= set(made.roles) and all(np.isfinite(float(each)) for each in losses.values())
+        assert any(parameter.grad is not None for parameter in net.parameters())
 
 
 def test_an_objective_without_its_teacher_is_refused():

@@ -1,15 +1,16 @@
 """What is counted of an arch on images, of all of them and of one of two halves. No Paddle in here.
 
 Everything is a whole number, cross-entropies too: each image's, a float32, is rounded to a multiple of `UNIT`. So a sum
-is the same in any order, whatever the batches, chunks, processes and resumes, and it is exact as a float64. (What the
-images' cross-entropies themselves are may differ in the last digits between two ways to compute the logits.)
+is the same in any order, whatever the batches, chunks, processes and resumes, and it is exact as a float64. (The
+cross-entropies of the images differ in their last digits where logits do: in chunks of other sizes, or one by one. That
+is under 1e-5 nats per image; up to 2.3e-6 were seen, where an image counted 10 nats.)
 """
 
 import numpy as np
 
 COLUMNS = ("top1", "top5", "cross_entropy", "first_images", "first_top1", "first_cross_entropy")
 UNIT = 2.0 ** -24  # nats; a float32 between 1 and 2 is twice as coarse
-#: Nats that one image may count, NaN included: where Paddle's kernel for CPUs ends. Eight million are exact as a float64.
+#: Nats that one image may count, NaN included: where Paddle's CPU kernel ends. A float64 holds 8 million such exactly.
 LARGEST = 64
 
 

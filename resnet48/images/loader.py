@@ -1,6 +1,6 @@
 """Training batches: which images a step sees, decoded by worker processes.
 
-What a step sees is a pure function of (seed, epoch, image, view): the same for any number of workers, after any resume.
+What a step sees is a pure function of (seed, epoch, image, view): the same for any number of workers, after a resume.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ class _TransformedImages(paddle.io.Dataset):
 
 
 class _Steps(paddle.io.BatchSampler):
-    """For each step of the whole run, which keys of `_TransformedImages` this rank sees: the views of an image together.
+    """For each step of the whole run, the keys of `_TransformedImages` that this rank sees, views of an image together.
     """
 
     def __init__(self, count, first_step, last_step, batch_size, seed, rank, world_size, views):

@@ -40,7 +40,7 @@ class SpaceSettings(Settings):
                                              "what the YAML of --space says]", listable=True)
     divisor: int | None = option(None, "widths are rounded to a multiple of this [8, or what the YAML of --space says]",
                                  ge=1)
-    activation: str = option("relu", "what the blocks end with, behind the sum: relu, prelu (one slope a block) or mish",
+    activation: str = option("relu", "what blocks end with, behind the sum: relu, prelu (one slope a block) or mish",
                              choices=("relu", "prelu", "mish"))
 
     def __post_init__(self):

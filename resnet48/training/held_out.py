@@ -17,16 +17,19 @@ MOST_IMAGES = 512
 LARGEST_PART = 8  # of the training images: one in so many, unless the batch norms need more
 
 
+def count(images: datasets.ImageSet) -> int:
+    """How many: MOST_IMAGES, or one eighth of all if that is less, but as many as the batch norms need."""
+    needed = -(-layers.LEAST_VALUES // smallest_map(images.size) ** 2)
+    return max(needed, min(MOST_IMAGES, len(images.train) // LARGEST_PART))
+
+
 def apart(images: datasets.ImageSet, seed: int) -> tuple[datasets.ImageSet, tuple[np.ndarray, np.ndarray]]:
     """(the set to train on, the images that are kept out of it, decoded: uint8 [N, 3, S, S], and labels int64 [N]).
 
-    They are chosen from the training images by the seed, balanced over the classes: MOST_IMAGES, or one eighth of all
-    if that is less, but as many as the batch norms need. Raises `datasets.BadImage`, and `UserError` where there are
-    too few.
+    They are chosen from the training images by the seed, balanced over the classes. Raises `datasets.BadImage`, and
+    `UserError` where there are too few.
     """
-    needed = -(-layers.LEAST_VALUES // smallest_map(images.size) ** 2)
-    count = max(needed, min(MOST_IMAGES, len(images.train) // LARGEST_PART))
-    chosen = datasets.balanced_sample(images.train.labels, count, seed)
+    chosen = datasets.balanced_sample(images.train.labels, count(images), seed)
     pixels, labels = cache.decoded(images, images.train, chosen, "held-out training images")
     layers.require_values(len(labels), images.size, f"{len(labels)} held-out training image(s)",
                           "more training images, a larger --image_size, or a --sampler that does not adapt")

@@ -257,8 +257,9 @@ def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.
     validate_of(images): makes the `validate` of `fit` for an image set.
     """
     world_size = runtime.world_size()
-    per_epoch = loader.steps_per_epoch(images, settings.batch_size, world_size)
-    few = datasets.subset(images, 2 * settings.batch_size * world_size, settings.batch_size)
+    kept_out = held_out.count(images) if any(stage.strata for stage in stages) else 0
+    per_epoch = (len(images.train) - kept_out) // (settings.batch_size * world_size)
+    few = datasets.subset(images, 2 * settings.batch_size * world_size + kept_out, settings.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(settings, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
                                     warmup_steps=None, visualdl=False, train_cache=False)

@@ -192,7 +192,8 @@ def _fairness(settings, candidates, sampler, text):
         raise UserError("--channel_fairness counts the channels of one net; it and a stage with `split` exclude each "
                         "other")
     extremes = ["largest" in sampler.roles, "smallest" in sampler.roles]
-    return ChannelFairness(candidates, *map(int, extremes), settings.dyna_batch_size - sum(extremes))
+    random = settings.dyna_batch_size - sum(extremes) if "random" in sampler.roles else 0
+    return ChannelFairness(candidates, *map(int, extremes), random)
 
 
 def _hyper_parameters(function, values, where):

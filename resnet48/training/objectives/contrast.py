@@ -21,8 +21,8 @@ def contrast_logits(queries: paddle.Tensor, keys: paddle.Tensor, negatives: padd
                     temperature: float) -> paddle.Tensor:
     """(q k, q n_1, q n_2, ...) / temperature of each image: [N, 1 + K], the right one first (MoCo, eq. 1).
 
-    queries, keys: of two views of the same images [N, D]; negatives: keys of other images [K, D], or None. All of
-    length 1.
+    queries, keys: of two views of the same images [N, D]; negatives: keys of other images [K, D], or None. All have
+    been divided by their length.
     """
     products = [(queries * keys).sum(axis=1, keepdim=True)]
     if negatives is not None:
@@ -39,7 +39,8 @@ def what_it_reads(x: paddle.Tensor, classifier: paddle.nn.Linear) -> paddle.Tens
 class MomentumContrast(Objective):
     """A view of an image is told by another view of it, among views of other images (MoCo, arXiv 1911.05722).
 
-    To be used with the sampler `largest`; all archs of a step are compared with the keys of the largest net's encoder.
+    To be used with the sampler `largest`; all archs of a step are compared with the keys of the largest net, which the
+    key encoder is a copy of.
     momentum: the part of the key encoder that a step keeps; temperature; queue: how many keys of earlier steps are
     negatives, which should be fewer than the training images.
 
@@ -74,7 +75,9 @@ class MomentumContrast(Objective):
         right = paddle.zeros([len(keys)], "int64")
         for role, arch in archs:
             queries = F.normalize(net(queried, arch, None, what_it_reads))
-            logits = contrast_logits(queries, keys, self._keys, self.temperature)
+            width = queries.shape[1]  # a narrower subnet has the first channels, as if the others were zeros
+            logits = contrast_logits(queries, keys[:, :width], self._keys if self._keys is None else
+                                     self._keys[:, :width], self.temperature)
             gradients.add(role, F.cross_entropy(logits, right))
         new = runtime.gathered(keys)
         self._keys = (new if self._keys is None else paddle.concat([self._keys, new]))[-self.queue:]
