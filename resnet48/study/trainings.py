@@ -99,8 +99,8 @@ def _fit(make, stages, images, settings, validate):
 
 
 def _of_training(settings):
-    return {"seconds": _seconds(settings), "settings": config.as_data(dataclasses.replace(settings, save_dir="")),
-            "versions": runtime.versions()}
+    values = {name: value for name, value in config.as_data(settings).items() if not name.endswith("_dir")}
+    return {"seconds": _seconds(settings), "settings": values, "versions": runtime.versions()}
 
 
 def _seconds(settings):

@@ -368,8 +368,8 @@ class StudySettings(Settings):
     arch_seed: int = option(0, "of the choice of archs", ge=0, le=MAX_SEED)
     shared: dict | None = option(None, "in a YAML file: settings of all trainings, of the truth and of supernets alike")
     truth: dict | None = option(None, "in a YAML file: settings of the trainings of single archs, and their seeds")
-    supernets: tuple[dict, ...] = option((), "in a YAML file: a list of recipes under test, each with a name, its seeds "
-                                             "and what it is: recipe, sampler, objective, lr and so on")
+    supernets: tuple[dict, ...] = option((), "in a YAML file: a list of recipes under test, each with a name, its "
+                                             "seeds and what it is: recipe, sampler, objective, lr and so on")
     subnet_epochs: int = option(60, "the cost of every supernet: epochs times subnets per step", ge=1)
     random_weights: int = option(3, "supernets with random weights, which show what training adds", ge=0)
     scores: str = option("top1", "how supernets are scored; the first is the one that contrasts are about",
