@@ -1,8 +1,9 @@
-"""Arch codes and what is kept on disk: describe one, sample a list, list a cache and remove from it.
+"""Arch codes, what is kept on disk, and the study of which recipe ranks best.
 
     python -m resnet48 describe CODE
     python -m resnet48 sample N --output list.json
     python -m resnet48 cache --cache_dir DIR [--days 30] [--remove all]
+    python -m resnet48 study FILE.yaml [--processes 2]
 """
 
 import os
@@ -15,11 +16,11 @@ from .evaluation import journal
 from .images import cache_files
 from .space import space_file
 from .space.arch import ArchConfig, ArchError
-from .system import config, files, locks, options, streams
+from .system import config, files, locks, machine, options, signals, streams
 from .system.errors import UserError, exit_on_user_error
 
 #: The setting that the word right after a command gives, so that it needs no flag.
-FIRST_WORD = {"describe": "arch", "sample": "count"}
+FIRST_WORD = {"describe": "arch", "sample": "count", "study": "config"}
 
 
 def describe(settings) -> None:
@@ -77,6 +78,15 @@ def cache(settings) -> None:
     print(f"removed {len(names)}, {sum(by_name[name].bytes for name in names) / 1e6:.1f} MB")
 
 
+def study(settings) -> None:
+    """study FILE.yaml: train archs and supernets, and report which recipe ranks best; goes on where it stopped."""
+    machine.prepare(cpus=1)  # a process is one training, and two of one thread use two cores best
+    signals.hold()  # while Paddle is imported
+    from .study import runner  # here: the other commands need no Paddle
+
+    runner.run(settings)
+
+
 def _journals(root):
     return [cache_files.Kept(os.path.basename(folder), "an evaluation",
                              sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()),
@@ -90,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         argv.insert(1, f"--{FIRST_WORD[argv[0]]}")
     function, settings = config.command_line(__doc__.splitlines()[0], {
         "describe": (describe, options.DescribeSettings, None), "sample": (sample, options.SampleSettings, None),
-        "cache": (cache, options.CacheSettings, None)}, argv)
+        "cache": (cache, options.CacheSettings, None), "study": (study, options.StudySettings, None)}, argv)
     function(settings)
 
 

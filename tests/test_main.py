@@ -207,7 +207,7 @@ def test_the_program_runs_and_ends_a_refusal_with_code_2_and_no_stack_trace():
 def test_the_help_says_how_to_call_the_program():
     shown = program("--help")
     assert shown.returncode == 0
-    assert shown.stdout.startswith("usage: python -m resnet48 [-h] {describe,sample,cache}")
+    assert shown.stdout.startswith("usage: python -m resnet48 [-h] {describe,sample,cache,study}")
     assert "describe CODE: " in shown.stdout and "sample N --output FILE: " in shown.stdout
 
 

@@ -18,18 +18,11 @@ from ..space.arch import FULL, SearchSpace
 from ..system import files
 from ..system.errors import UserError, shown
 from . import measured, rankings
+from .intervals import Interval, percentile_interval
 
 FEWEST = 3  # archs that submission and truth must share
 FEW = 30  # archs under which a reader is warned that intervals are wide
 SUPERNET = "supernet"
-
-
-class Interval(NamedTuple):
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Agreement(NamedTuple):
@@ -123,7 +116,7 @@ def score(submission: str, truth: str, space: SearchSpace = FULL, image_size: in
     free = len(names) - len(baselines)
     if np.isfinite(taus[free:]).any():
         index = free + int(np.nanargmax(taus[free:]))
-        best, margin = names[index], _interval(taus[0] - taus[index], draws[:, 0, 1] - draws[:, index, 1])
+        best, margin = names[index], percentile_interval(taus[0] - taus[index], draws[:, 0, 1] - draws[:, index, 1])
     return Score(ours, theirs, rows, best, margin, resamples, seed, image_size, others.notes)
 
 
@@ -269,16 +262,11 @@ def _agreement(name, values, draws):
     dropped = int(np.isnan(draws[:, 0]).sum())
     if np.isnan(values[0]):
         return Agreement(name, None, None, None, False, dropped)
-    pearson, kendall, spearman = (_interval(*pair) for pair in zip(values, draws.T))
+    pearson, kendall, spearman = (percentile_interval(*pair) for pair in zip(values, draws.T))
     low, high = sorted((abs(pearson.low), abs(pearson.high)))
     # Of |r| directly, no resample reaches zero, and the interval may miss the figure that it belongs to.
     low = 0.0 if pearson.low <= 0 <= pearson.high else low
     return Agreement(name, Interval(abs(pearson.value), low, high), kendall, spearman, bool(values[0] < 0), dropped)
-
-
-def _interval(value, draws):
-    low, high = np.percentile(draws[np.isfinite(draws)], (2.5, 97.5))
-    return Interval(float(value), float(low), float(high))
 
 
 def _shown(interval, sign=""):

@@ -108,6 +108,20 @@ def current(config_class: type, *layers: dict) -> dict:
     return values
 
 
+def from_mapping(config_class: type, values: dict, where: str, below: dict | None = None) -> "Settings":
+    """Settings from a mapping inside a YAML file, read as a file of its own is, `recipe: NAME` included.
+
+    where: names the mapping in errors. below: another one, of the same settings, that lies over the recipe and under
+    `values`. Raises `UserError` as `command_line` does.
+    """
+    below = _known(below or {}, config_class, where)
+    *recipes, own = _with_recipes([_known(values, config_class, where)], None, config_class)
+    try:
+        return build(config_class, _merged(config_class, [*recipes, below, own], {}))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
 def build(config_class: type, values: dict) -> "Settings":
     """Settings from a mapping, with every type and limit checked. Raises `UserError`."""
     hints = typing.get_type_hints(config_class)
@@ -144,7 +158,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _read_layers(path, recipe, config_class):
     """The YAML files that hold, weak to strong: that of --config, and below it the recipes that each begins with."""
-    layers = [_read_yaml(path, config_class)] if path else []
+    return _with_recipes([_read_yaml(path, config_class)] if path else [], recipe, config_class)
+
+
+def _with_recipes(layers, recipe, config_class):
     own = layers[0].pop("recipe", None) if layers else None
     recipe, seen = recipe or own, set()
     known = sorted(name.removesuffix(".yaml") for name in os.listdir(RECIPES) if name.endswith(".yaml"))
@@ -193,6 +210,10 @@ def _check(name, value, hint, limits):
     kind = [part for part in typing.get_args(hint) if part is not type(None)][0] if optional else hint
     if optional and value is None:
         return None
+    if kind is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"--{name} is a mapping in a YAML file, got {quoted(value)}")
+        return value
     try:
         value = _converted(value, kind, limits)
     except (ValueError, TypeError, OverflowError):
@@ -265,6 +286,8 @@ def _check_items(name, value, item_class):
         return ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, dict) for item in value):
         raise UserError(f"--{name} is a list of mappings in a YAML file, got {quoted(value)}")
+    if item_class is dict:
+        return tuple(value)
     known = [item.name for item in dataclasses.fields(item_class)]
     for place, item in enumerate(value, 1):
         for key in item:
@@ -274,15 +297,20 @@ def _check_items(name, value, item_class):
 
 
 def _read_yaml(path, config_class):
-    content = yaml_file.read(path)
+    return _known(yaml_file.read(path), config_class, f"config {shown(path)}")
+
+
+def _known(content, config_class, where):
+    """A mapping of settings with a copy of its own, after checking that each name is known and given once."""
+    content = dict(content)
     names = [item.name for item in dataclasses.fields(config_class)] + ["recipe"] * config_class.recipes
     today, keys = _today(config_class), {}
     for key in content:
         if key not in names and key not in _old_names(config_class):
-            raise UserError(f"config {shown(path)}: unknown key {quoted(key)}" + _nearest(key, names, ""))
+            raise UserError(f"{where}: unknown key {quoted(key)}" + _nearest(key, names, ""))
         other = keys.setdefault(today.get(key, key), key)
         if other != key:
-            raise UserError(f"config {shown(path)}: {other} and {key} are two names of one setting; give one of them")
+            raise UserError(f"{where}: {other} and {key} are two names of one setting; give one of them")
     return content
 
 

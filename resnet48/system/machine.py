@@ -48,6 +48,7 @@ def settings(environment: Mapping[str, str], cpus: int, is_amd: bool, paddle: st
 
 
 _shown = ["machine.prepare has not been called"]
+_added = []  # names of environment variables
 
 
 def report() -> str:
@@ -94,14 +95,21 @@ def _keep_memory():
         libc.mallopt(MALLOPT_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def prepare() -> None:
-    """Apply `settings` to this process and, through the environment, to its children."""
+def prepare(cpus: int | None = None) -> None:
+    """Apply `settings` to this process and, through the environment, to its children.
+
+    cpus: to use, all that there are by default; with a number, what an earlier call has added is replaced, which helps
+    as long as Paddle is not imported.
+    """
     import zlib  # noqa: F401  loaded before Paddle 2.6.2 brings its own copy, which crashes scikit-learn later
 
     warnings.filterwarnings("ignore", message="No ccache found")  # about compiling extensions, which nothing here does
     _keep_memory()
-    cpus, is_amd, paddle = cpu_count(), _is_amd(), _paddle()
+    for name in _added if cpus else ():
+        os.environ.pop(name, None)
+    cpus, is_amd, paddle = cpus or cpu_count(), _is_amd(), _paddle()
     added = settings(os.environ, cpus, is_amd, paddle)
     names = [*settings({}, cpus, is_amd, paddle), "RESNET48_KEEP_MEMORY"]
     _shown[:] = _describe(cpus, is_amd, paddle, {name: os.environ[name] for name in names if name in os.environ}, added)
     os.environ.update(added)
+    _added[:] = added

@@ -329,6 +329,59 @@ class SampleSettings(SampledSpaceSettings, SeedSettings):
     output: str = option("", "arch list to write, in the official JSON format", path=True)
 
 
+# --- the study -------------------------------------------------------------------------------------------------------
+
+@dataclass
+class StudiedTruthSettings(TruthSettings):
+    """`truth` of a study file: how each arch is trained on its own."""
+
+    seeds: str = option("0,1", "every arch is trained with the first of these, every second arch with all of them",
+                        listable=True)
+
+
+@dataclass
+class StudiedRecipeSettings(SupernetSettings):
+    """An item of `supernets` of a study file: how a supernet is trained, and what the report calls it."""
+
+    name: str = option("", "what the report calls it")
+    seeds: str = option("0,1,2", "a supernet is trained with each", listable=True)
+
+
+@dataclass(frozen=True)
+class ContrastSettings(Settings):
+    """An item of `contrasts` of a study file: a difference in tau that the study is to test."""
+
+    one: str = option("", "a recipe, or a free ranking such as macs")
+    other: str = option("", "what it is compared with")
+    score: str | None = option(None, "how supernets are scored [the first of --scores]")
+
+
+@dataclass
+class StudySettings(Settings):
+    output: str = option("output/study", "folder of the study; processes that name the same one share the work",
+                         path=True)
+    processes: int = option(1, "how many to start, of one thread each", ge=1)
+    only: str | None = option(None, "only this part: truth, supernets, scores, or the report of what is there",
+                              choices=("truth", "supernets", "scores", "report"), unset="all")
+    spread: int = option(120, "archs spread over the space, as many in each tenth of its MACs", ge=0)
+    bands: int = option(40, "archs in two bands of nearly equal MACs", ge=0)
+    arch_seed: int = option(0, "of the choice of archs", ge=0, le=MAX_SEED)
+    shared: dict | None = option(None, "in a YAML file: settings of all trainings, of the truth and of supernets alike")
+    truth: dict | None = option(None, "in a YAML file: settings of the trainings of single archs, and their seeds")
+    supernets: tuple[dict, ...] = option((), "in a YAML file: a list of recipes under test, each with a name, its "
+                                             "seeds and what it is: recipe, sampler, objective, lr and so on")
+    subnet_epochs: int = option(60, "the cost of every supernet: epochs times subnets per step", ge=1)
+    random_weights: int = option(3, "supernets with random weights, which show what training adds", ge=0)
+    scores: str = option("top1", "how supernets are scored; the first is the one that contrasts are about",
+                         listable=True)
+    free: str = option("macs,params,depth", "rankings that cost no training", listable=True)
+    contrasts: tuple[ContrastSettings, ...] = option((), "in a YAML file: a list of differences to test, each with one "
+                                                         "and other, named before the study is run")
+    default: str | None = option(None, "the recipe that is shown beside the best one [the first]")
+    val_images: int | None = option(None, "validation images that supernets are scored on [all]", ge=1, unset="all")
+    resamples: int = option(2000, "of the bootstrap", ge=100, le=100000)
+
+
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 @dataclass

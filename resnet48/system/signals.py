@@ -32,6 +32,12 @@ def hold() -> None:
         _launcher = os.getppid()
 
 
+def end_with_parent() -> None:
+    """Count the process that has started this one as its launcher: `launcher_is_gone` tells when it has ended."""
+    global _launcher
+    _launcher = os.getppid()
+
+
 def let_through() -> None:
     """Deliver the signals that have come since `hold`, and all later ones."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -1,0 +1,206 @@
+"""Running a study: tasks whose results are files, by any number of processes that share a folder.
+
+    OUTPUT/archs.json                              the archs, as an arch list
+    OUTPUT/truth/CODE-s0-DIGEST.json               one training of one arch: accuracy, settings, seconds
+    OUTPUT/supernets/NAME-s0-DIGEST.json, .../     one supernet, and the folder of its training
+    OUTPUT/scores/NAME-s0-DIGEST.json              what its evaluation has counted
+    OUTPUT/study.json, study.md, *.png             the report
+
+A result is written atomically under a name with a digest of all that it depends on: nothing is lost when a process
+dies, nothing is done twice, and a changed study file does again only what it changes. A task is taken by a lock, which
+the system lets go of however a process ends; a killed training goes on from its last checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from ..evaluation.journal import run_tasks
+from ..system import config, files, locks, runtime, signals
+from ..system.errors import Stopped, UserError, exit_on_user_error
+from ..system.options import StudySettings
+from . import plan as planning
+from . import report, trainings
+from .plan import KINDS, RANDOM_WEIGHTS, Plan, Task
+
+
+class Folder:
+    """Where the results of a study lie: what `journal.run_tasks` asks for."""
+
+    def __init__(self, output: str):
+        self.output = output
+
+    def path(self, task: Task) -> str:
+        return os.path.join(self.output, task.kind, task.label + ".json")
+
+    def has(self, task: Task) -> bool:
+        return os.path.exists(self.path(task))
+
+    def training(self, task: Task) -> str:
+        """The folder of a training."""
+        return os.path.join(self.output, task.kind, task.label)
+
+    def clear(self, task: Task) -> None:
+        """Remove what a task that is done has left beside its result; weights of supernets stay, to be scored."""
+        if task.kind != "supernets":
+            shutil.rmtree(self.training(task), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.unlink(self.training(task) + ".log")
+
+    def write(self, task: Task, result: dict) -> None:
+        files.write_json(self.path(task), {"kind": task.kind, "name": task.name, "seed": task.seed, **result,
+                                           "made_by": task.made_by}, indent=1)
+
+    def read(self, task: Task) -> dict:
+        """Raises `UserError` for a file that is not the result of this task."""
+        found = files.read_json(self.path(task), f"result of {task.kind}")
+        if not isinstance(found, dict) or found.get("made_by") != json.loads(json.dumps(task.made_by)):
+            raise UserError(f"{self.path(task)} is not what was written there; delete it, and the same command makes "
+                            "it again")
+        return found
+
+
+def run(settings: StudySettings) -> None:
+    """Do what is left of a study together with other processes that name the same folder, then report.
+
+    Raises `Stopped` after a signal that asked to stop; everything that was finished is kept, and the training under way
+    has a checkpoint.
+    """
+    files.require_writable(os.path.join(settings.output, "study.json"))
+    others = [multiprocessing.get_context("fork").Process(target=_helper, args=(settings,))
+              for _ in range(settings.processes - 1)]  # before Paddle has computed anything, which forks badly
+    for other in others:
+        other.start()
+    try:
+        plan = _work(settings)
+        for other in others:
+            other.join()
+    finally:
+        for other in others:
+            if other.is_alive():
+                other.terminate()
+            other.join()
+    if settings.only in (None, "report"):
+        _report(plan, Folder(settings.output))
+
+
+def _helper(settings):
+    """The life of a forked process: work until nothing is left, or until the one that has started it is gone."""
+    signals.end_with_parent()
+    exit_on_user_error(lambda: _work(settings))
+
+
+def _work(settings):
+    farewell = f"everything is in {settings.output}, the same command goes on"
+    with runtime.stoppable(farewell):
+        signals.let_through()
+        plan, folder = planning.make(settings), Folder(settings.output)
+        first = plan.truth[0].settings
+        runtime.start(first.device, join=False, channels_last=first.channels_last)
+        for kind in KINDS:
+            os.makedirs(os.path.join(settings.output, kind), exist_ok=True)
+            locks.remove_leftovers(os.path.join(settings.output, kind), lambda name: name)
+        for task in filter(folder.has, (*plan.truth, *plan.scores)):  # a process may have been killed before it could
+            folder.clear(task)
+        archs = {f"arch{place}": {"acc": 0.0, "arch": arch.code} for place, arch in enumerate(plan.archs, 1)}
+        files.write_json(os.path.join(settings.output, "archs.json"), archs)
+        files.write_text(os.path.join(settings.output, "study.yaml"), config.dump(settings))
+        wanted = [kind for kind in KINDS if settings.only in (None, kind)]
+        progress = _Progress(plan, folder, wanted)
+        try:
+            # What others wait for comes first, and many short tasks come last, so that nobody waits for long.
+            for kinds in (("supernets", "truth"), ("scores",)):
+                tasks = [task for kind in kinds if kind in wanted for task in getattr(plan, kind)]
+                for _ in run_tasks(folder, tasks, _doing(plan, folder, progress), (0, 1)):
+                    if signals.launcher_is_gone():
+                        raise Stopped("the end of the process that has started this one")
+        except Stopped:  # by a training, which has said so in its own log
+            runtime.log_main(f"stopped: {farewell}")
+            raise
+    return plan
+
+
+def _doing(plan: Plan, folder: Folder, progress: "_Progress") -> Callable[[Task], None]:
+    def do(task):
+        started = time.perf_counter()
+        place = folder.training(task)
+        settings = dataclasses.replace(task.settings, save_dir=place)
+        try:
+            with _quiet(place + ".log"):
+                if task.kind == "truth":
+                    result = trainings.train_arch(task.arch, settings)
+                elif task.kind == "supernets":
+                    result = {"subnet_images": plan.subnet_images[task.name],
+                              **trainings.train_supernet(settings)}
+                else:
+                    result = _scored(plan, folder, task)
+        except UserError as error:
+            raise UserError(f"study, {task.kind}, {task.name}, seed {task.seed}: {error}") from error
+        folder.write(task, result)
+        folder.clear(task)
+        progress.done(task, time.perf_counter() - started)
+
+    return do
+
+
+def _scored(plan, folder, task):
+    settings, trained = task.settings, task.name != RANDOM_WEIGHTS
+    if trained:
+        source = next(each for each in plan.supernets if (each.name, each.seed) == (task.name, task.seed))
+        if not folder.has(source):
+            raise UserError(f"the supernet {source.label} is not trained yet; without --only it will be")
+        settings = dataclasses.replace(settings, save_dir=folder.training(source))
+    return trainings.evaluate(task.made_by["archs"], settings, task.made_by["val_images"], folder.training(task),
+                              trained)
+
+
+@contextlib.contextmanager
+def _quiet(log: str) -> Iterator[None]:
+    """A block whose lines go to a file: those of several trainings at once would tell nobody anything."""
+    with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
+
+
+class _Progress:
+    """The line that says what is left. It opens no result, for a process that trains must not read accuracies."""
+
+    def __init__(self, plan, folder, wanted):
+        self.tasks, self.folder = {kind: getattr(plan, kind) for kind in wanted}, folder
+        self.seconds = self.cost = 0.0
+        self._say()
+
+    def done(self, task, seconds):
+        self.seconds += seconds
+        self.cost += task.cost
+        self._say()
+
+    def _say(self):
+        left = {kind: [task for task in tasks if not self.folder.has(task)] for kind, tasks in self.tasks.items()}
+        text = "study: " + ", ".join(f"{kind} {len(self.tasks[kind]) - len(tasks)} of {len(self.tasks[kind])}"
+                                     for kind, tasks in left.items())
+        cost = sum(task.cost for tasks in left.values() for task in tasks)
+        if self.cost and cost:
+            text += f"; about {_duration(cost * self.seconds / self.cost / self._at_work())} left"
+        runtime.log_main(text)
+
+    def _at_work(self):
+        """How many processes hold a task; this one still has the lock of what it has done."""
+        return max(1, sum(entry.name.endswith(".json.lock") for kind in self.tasks
+                          for entry in os.scandir(os.path.join(self.folder.output, kind))))
+
+
+def _duration(seconds):
+    minutes = int(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60)} s"
+
+
+def _report(plan, folder):
+    text = report.write(plan, folder.read, folder.has, folder.output)
+    sys.stdout.flush()
+    runtime.log_main(text)
