@@ -300,11 +300,25 @@ class RankSettings(Settings):
 
 
 @dataclass
-class VerifySettings(Settings):
+class VerifySettings(ImageSettings, SeedSettings, DeviceSettings):
+    """Images, seed and device are those of --recheck; images that are left open are those of the manifest."""
+
     submission: str = option("", "submission file", path=True)
     archs: str = option("", "arch list it must match", path=True)
     checkpoint: str | None = option(None, "run folder or .pdparams it claims to come from", path=True)
     allow_unfinished: bool = option(False, "take also one from a supernet whose training was stopped before its end")
+    recheck: int | None = option(None, "also evaluate K archs again, drawn by --seed, one by one in float32 from "
+                                       "--checkpoint, on the images that the manifest names or the flags give", ge=1)
+    recheck_tolerance: int = option(0, "images by which hits of these archs may differ, as on another device or in "
+                                       "half precision; 0 also compares cross-entropies, to 1e-5 nats per image", ge=0)
+
+
+@dataclass
+class BundleSettings(Settings):
+    submission: str = option("", "submission file, with its counts and manifest beside it", path=True)
+    archs: str = option("", "arch list it answers", path=True)
+    checkpoint: str = option("", "run folder or .pdparams it comes from", path=True)
+    output: str = option("output/bundle.tar.gz", "archive to write, .tar.gz or .zip", path=True)
 
 
 @dataclass
