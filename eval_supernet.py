@@ -9,11 +9,10 @@ if __name__ == "__main__":  # before Paddle is imported
     signals.hold()
     streams.outlive_readers()
 
-from resnet48.evaluation import accuracy, evaluator, prefix_tree, recheck
+from resnet48.evaluation import accuracy, evaluator, inference_model, prefix_tree, recheck
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
 from resnet48.nets import supernet
-from resnet48.nets.export import require_output, require_path, save_inference
 from resnet48.ranking import bundle as bundling, measured, provenance, rankings, score as scoring, submission
 from resnet48.space import arch_list, space_file
 from resnet48.space.arch import ANY, ArchConfig
@@ -167,18 +166,18 @@ def bundle(settings):
 
 
 def export(settings):
-    """Write one subnet, calibrated, as an inference model for paddle.inference."""
+    """Write one subnet, calibrated, as an inference model: for paddle.inference, in int8 too, or ONNX."""
     config.require(settings, "checkpoint", "arch")
-    require_path(settings.output)
+    inference_model.require_possible(settings)
     found = checkpoint.load(settings.checkpoint)
-    require_output(settings.output, found.weights_file)
+    inference_model.require_output(settings, found.weights_file)
     net = checkpoint.build_supernet(found)
     arch, images = ArchConfig.parse(settings.arch, net.space), load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
     subnet = supernet.extract(net, arch)
-    accuracy.calibrate_alone(subnet, accuracy.calibration_images(images, settings.calib_images, settings.seed))
-    save_inference(subnet, images.size, settings.output)
-    print(f"wrote {settings.output}.*: input float32 [N, 3, {images.size}, {images.size}], normalised RGB")
+    pixels = accuracy.calibration_images(images, settings.calib_images, settings.seed)
+    accuracy.calibrate_alone(subnet, pixels)
+    print(inference_model.write(subnet, images, pixels, settings))
 
 
 def load_images(settings, found):

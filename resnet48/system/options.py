@@ -318,7 +318,7 @@ class BundleSettings(Settings):
     submission: str = option("", "submission file, with its counts and manifest beside it", path=True)
     archs: str = option("", "arch list it answers", path=True)
     checkpoint: str = option("", "run folder or .pdparams it comes from", path=True)
-    output: str = option("output/bundle.tar.gz", "archive to write, .tar.gz or .zip", path=True)
+    output: str = option("output/bundle.tar.gz", "file to write, a .tar.gz or .zip archive", path=True)
 
 
 @dataclass
@@ -326,6 +326,10 @@ class ExportSettings(ImageSettings, CalibrationSettings, SeedSettings):
     checkpoint: str = option("", "a supernet's run folder or .pdparams file", path=True)
     arch: str = option("", "arch code of the subnet to export")
     output: str = option("output/subnet", "path of the inference model, without ending", path=True)
+    format: str = option("paddle", "paddle (for paddle.inference) or onnx (needs requirements-onnx.txt)",
+                         choices=("paddle", "onnx"))
+    int8: bool = option(False, "quantise weights and features to 8 bits, with ranges measured on the calibration images "
+                               "by PaddleSlim; writes --output.int8.* and says what it costs in accuracy")
 
 
 # --- arch codes -------------------------------------------------------------------------------------------------------
