@@ -201,7 +201,7 @@ def test_the_report_holds_figures_table_and_pictures(undisturbed):
     ways = ["top1", "cross_entropy", "macs_hybrid"]
     assert [(row["name"], row["score"]) for row in figures["rankings"]] == [
         *((name, way) for name in ("sandwich", "one by one", "random weights") for way in ways),
-        ("macs", None), ("params", None), ("depth", None)]
+        ("macs", None), ("params", None), ("depth", None), ("zen_score", None)]
     assert figures["archs"]["n"] == 6 and figures["truth"]["trainings"] == 9 and not any(figures["missing"].values())
     assert figures["cost"]["sandwich"]["subnet_images"] == figures["cost"]["one by one"]["subnet_images"] == 96
     text = (folder / "out" / "study.md").read_text()
