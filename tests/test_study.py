@@ -251,7 +251,7 @@ def test_a_part_of_a_study_can_be_run_alone_and_reported_as_unfinished(undisturb
 def test_killed_at_any_point_a_study_goes_on_and_finds_the_same(undisturbed, images, tmp_path):
     """In turn after some results, one more each time, and in the middle of a training, which has a checkpoint then."""
     once, path = without_times(results(undisturbed[0])), written(tmp_path, images)
-    for least in (1, 4, 13):
+    for least in (2, 13):
         process = start(work, path)
         while process.is_alive() and len(done(tmp_path)) < least:
             time.sleep(0.005)
@@ -282,6 +282,7 @@ def test_a_training_that_was_killed_resumes_from_its_checkpoint(images, tmp_path
         assert re.search(r"resumed .*step-0\d+ at step \d+", file.read())
 
 
+@pytest.mark.slow
 def test_processes_share_the_work_and_take_over_from_one_that_is_killed(undisturbed, images, tmp_path):
     path = written(tmp_path, images)
     processes = [start(work, path) for _ in range(3)]
