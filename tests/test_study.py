@@ -209,7 +209,7 @@ def test_the_report_holds_figures_table_and_pictures(undisturbed):
     ways = ["top1", "cross_entropy", "macs_hybrid"]
     assert [(row["name"], row["score"]) for row in figures["rankings"]] == [
         *((name, way) for name in ("sandwich", "one by one", "random weights") for way in ways),
-        ("macs", None), ("params", None), ("depth", None)]
+        ("macs", None), ("params", None), ("depth", None), ("zen_score", None)]
     assert figures["archs"]["n"] == 6 and figures["truth"]["trainings"] == 9 and not any(figures["missing"].values())
     assert figures["cost"]["sandwich"]["subnet_images"] == figures["cost"]["one by one"]["subnet_images"] == 96
     text = (folder / "out" / "study.md").read_text()
@@ -279,7 +279,7 @@ def test_supernets_take_the_learning_rate_with_the_lowest_loss_on_training_image
 def test_killed_at_any_point_a_study_goes_on_and_finds_the_same(undisturbed, images, tmp_path):
     """In turn after some results, one more each time, and in the middle of a training, which has a checkpoint then."""
     once, path = without_times(results(undisturbed[0])), written(tmp_path, images)
-    for least in (1, 4, 13):
+    for least in (2, 13):
         process = start(work, path)
         while process.is_alive() and len(done(tmp_path)) < least:
             time.sleep(0.005)
@@ -310,6 +310,7 @@ def test_a_training_that_was_killed_resumes_from_its_checkpoint(images, tmp_path
         assert re.search(r"resumed .*step-0\d+ at step \d+", file.read())
 
 
+@pytest.mark.slow
 def test_processes_share_the_work_and_take_over_from_one_that_is_killed(undisturbed, images, tmp_path):
     path = written(tmp_path, images)
     processes = [start(work, path) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""What a study has found: its results as arrays, and the statistics of them as plain data. No Paddle in here."""
+"""What a study has found: its results as arrays, and the statistics of them as plain data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -377,7 +377,7 @@ class StudySettings(Settings):
     random_weights: int = option(3, "supernets with random weights, which show what training adds", ge=0)
     scores: str = option("top1", "how supernets are scored; the first is the one that contrasts are about",
                          listable=True)
-    free: str = option("macs,params,depth", "rankings that cost no training", listable=True)
+    free: str = option("macs,params,depth,zen_score", "rankings that cost no training", listable=True)
     contrasts: tuple[ContrastSettings, ...] = option((), "in a YAML file: a list of differences to test, each with one "
                                                          "and other, named before the study is run")
     default: str | None = option(None, "the recipe that is shown beside the best one [the first]")
