@@ -44,7 +44,7 @@ def convolution(weight: paddle.Tensor, size: int, stride: int = 1,
       multiplies many zeros, but moves nothing.
     - 3x3 on larger maps: Winograd's, which multiplies 2.25 times for an output instead of 9 (4 times at 2 x 2).
     - with a stride or few channels, on small maps: unfolding and one product per image.
-    - 7x7 in training: the same, so that `shared_images` are unfolded once for all subnets of a step.
+    - 7x7 in training: unfolding and one product, for which `shared_images` are unfolded once for all subnets of a step.
     """
     kernel = weight.shape[-1]
     if paddle.in_dynamic_mode() and weight.place.is_cpu_place() and weight.dtype == paddle.float32:
@@ -55,7 +55,7 @@ def convolution(weight: paddle.Tensor, size: int, stride: int = 1,
         if kernel < 7 and (kernel, stride) != (1, 1) and size <= UNFOLD_UP_TO:
             return _unfolded(weight, size, stride)
         if kernel == 7 and size <= IMAGES_UP_TO and paddle.is_grad_enabled() and not weight.stop_gradient:
-            return _unfolded(weight, size, stride)
+            return _of_images(weight, size, stride)
     return lambda x: F.conv2d(x, weight, stride=stride, padding=kernel // 2)
 
 
@@ -120,7 +120,18 @@ def _taps(kernel, size, stride):
 def _unfolded(weight, size, stride):
     width, kernel, out = weight.shape[0], weight.shape[-1], (size + stride - 1) // stride
     matrix = weight.flatten(1)
-    return lambda x: paddle.matmul(matrix, _unfold(x, kernel, stride)).reshape([-1, width, out, out])
+    return lambda x: paddle.matmul(matrix, F.unfold(x, kernel, stride, kernel // 2)).reshape([-1, width, out, out])
+
+
+def _of_images(weight, size, stride):
+    width, kernel, out = weight.shape[0], weight.shape[-1], (size + stride - 1) // stride
+    matrix = weight.flatten(1)
+
+    def convolve(x):
+        y = paddle.matmul(matrix, _unfolded_images(x, kernel, stride)).reshape([width, -1, out * out])
+        return y.transpose([1, 0, 2]).reshape([-1, width, out, out])
+
+    return convolve
 
 
 _shared = []  # the images of `shared_images`, and once they were needed, what came out by the way they were unfolded
@@ -136,13 +147,23 @@ def shared_images(images: paddle.Tensor) -> Iterator[None]:
         _shared.clear()
 
 
-def _unfold(x, kernel, stride):
+def _unfolded_images(x, kernel, stride):
+    """What each tap of the kernel meets at each output of all images: [C * K^2, N * out^2]."""
+    shared = _shared[1] if _shared and _shared[0] is x and x.stop_gradient else {}
     way = kernel, stride, kernel // 2
-    if not _shared or _shared[0] is not x or not x.stop_gradient:
-        return F.unfold(x, *way)
-    if way not in _shared[1]:
-        _shared[1][way] = F.unfold(x, *way)
-    return _shared[1][way]
+    if way not in shared:
+        unfolded = F.unfold(x, *way)
+        count, taps, outputs = unfolded.shape
+        # The rows of an image after those of another become those of a tap: by `gather`, because a transposition of so
+        # many long rows takes longer.
+        rows = paddle.gather(unfolded.reshape([-1, outputs]), _rows_by_tap(count, taps))
+        shared[way] = rows.reshape([taps, count * outputs])
+    return shared[way]
+
+
+@functools.lru_cache(maxsize=64)
+def _rows_by_tap(count, taps):
+    return _indices(np.arange(count * taps).reshape(count, taps).T)
 
 
 def _tile(size):
