@@ -18,6 +18,7 @@ DENSE_VALUES = 256  # inputs or outputs of an image: for so few, the matrix is a
 UNFOLD_UP_TO = 16  # pixels: above, the library's own convolution is as fast
 IMAGES_UP_TO = 64  # pixels: larger images, unfolded and kept, would take much memory for little
 NARROW_UP_TO = 4  # channels: for so few, Winograd's spends more on its many steps than it saves in products
+NARROW_ON_LARGE_UP_TO = 16  # channels: the same above UNFOLD_UP_TO
 
 # Where Winograd's algorithm evaluates the filter's polynomial, beside infinity, by the outputs along a tile. A set that
 # holds 1 / p for each p gives the turned filter at the same places. Of the sets of five, this one is among the most
@@ -50,7 +51,7 @@ def convolution(weight: paddle.Tensor, size: int, stride: int = 1,
     if paddle.in_dynamic_mode() and weight.place.is_cpu_place() and weight.dtype == paddle.float32:
         if _suits_dense(weight, size, stride, dense_up_to):
             return _dense(weight, size, stride)
-        if kernel == 3 and stride == 1 and min(weight.shape[:2]) > NARROW_UP_TO:
+        if _suits_winograd(weight, size, stride):
             return _winograd(weight, size)
         if kernel < 7 and (kernel, stride) != (1, 1) and size <= UNFOLD_UP_TO:
             return _unfolded(weight, size, stride)
@@ -80,7 +81,7 @@ def layout_bytes(weight: paddle.Tensor, size: int, stride: int = 1, dense_up_to:
     values = int(weight.size)
     if _suits_dense(weight, size, stride, dense_up_to):
         values = weight.shape[0] * weight.shape[1] * (size * -(-size // stride)) ** 2
-    elif weight.shape[-1] == 3:
+    elif _suits_winograd(weight, size, stride):
         values = values * (_tile(size) + 2) ** 2 // 9
     return weight.element_size() * values
 
@@ -91,6 +92,11 @@ def _suits_dense(weight, size, stride, dense_up_to):
         return False
     few = max(in_width * size ** 2, width * -(-size // stride) ** 2) <= DENSE_VALUES
     return few or kernel == 3 and size <= (dense_up_to if stride == 1 else DENSE_UP_TO)
+
+
+def _suits_winograd(weight, size, stride):
+    narrow = NARROW_UP_TO if size <= UNFOLD_UP_TO else NARROW_ON_LARGE_UP_TO
+    return weight.shape[-1] == 3 and stride == 1 and min(weight.shape[:2]) > narrow
 
 
 def _dense(weight, size, stride):
