@@ -1,9 +1,11 @@
 """The supernet and its sandwich step written in PyTorch, the way its users would: what benchmarks/peer.py runs against.
 
-    python3 benchmarks/torch_supernet.py WORK                prints the seconds of a step of the standalone full net and of
-                                                             a sandwich step as JSON, in the faster memory format
-    python3 benchmarks/torch_supernet.py CODES SIZE IMAGES   those of evaluating each arch on its own, batch-norm statistics
-                                                             included, in float32 and under bf16 autocast
+    python3 benchmarks/torch_supernet.py WORK
+    python3 benchmarks/torch_supernet.py CODES SIZE IMAGES
+
+The first prints the seconds of a step of the standalone full net and of a sandwich step as JSON, in the faster memory
+format; the second those of evaluating each arch on its own, batch-norm statistics included, in float32 and under bf16
+autocast.
 """
 
 import json

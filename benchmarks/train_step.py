@@ -168,7 +168,8 @@ def compare(name):
     stock = common.child(__file__, ["--child", "stock", name], common.STOCK)
     ours = common.child(__file__, ["--child", "ours", name], {})
     best = max(stock["rate"], ours["rate"])
-    print(f"{work.size} px, batch {work.batch}{f', base widths {work.channels}' if work.channels else ''}; best matrix product {best / 1e9:.0f} GFLOP/s")
+    widths = f", base widths {work.channels}" if work.channels else ""
+    print(f"{work.size} px, batch {work.batch}{widths}; best matrix product {best / 1e9:.0f} GFLOP/s")
     print("step      stock: images/s  GFLOP/s | ours: images/s  GFLOP/s  of the best | ratio")
     for name in ("full", "sandwich"):
         images, rates = speeds(work, ours[f"{name} flops"], [stock[name], ours[name]])

@@ -173,7 +173,7 @@ def _rows_by_tap(count, taps):
 
 
 def _tile(size):
-    """Outputs along a tile: with 4, fewer products, but 36 values for a filter's 9, which small maps do not pay back."""
+    """Outputs along a tile: with 4, fewer products, but 36 values for a filter's 9, too many for small maps."""
     return 4 if size > 4 else 2
 
 
