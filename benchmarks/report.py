@@ -24,8 +24,8 @@ two ways within one run; seconds of different runs do not compare. Only `peer` n
 lists.
 
 Tried without gain, or with too little to pay for its code (ratios of processor time, one thread):
-- narrow 3x3 convolutions as rows gathered and one product, or three rows of a map and a banded matrix: 1.0 to 1.3
-  times Winograd's;
+- narrow 3x3 convolutions as rows gathered and one product, or three rows of a map and a banded matrix: 1.0 to 2.0 times
+  the faster of Winograd's and one matrix;
 - convolutions with a stride as rows gathered and one product, with a gradient gathered likewise: .98 to 1.7 times
   unfolding's at full width, but .64 from 256 to 512 channels on 4 x 4, and .35 to 1.2 in narrow nets;
 - Winograd's tiles of 4 x 4 on maps of 4 x 4: full-width filters of 36 values take back what is saved (1.1);
