@@ -181,7 +181,8 @@ def _epochs(recipe, subnet_epochs):
     """Epochs at which a recipe costs as much as the others, in subnet-images."""
     if subnet_epochs % recipe.dyna_batch_size:
         raise UserError(f"--subnet_epochs (or --rate_epochs) {subnet_epochs} is no multiple of the "
-                        f"{recipe.dyna_batch_size} subnets per step (dyna_batch_size) of {quoted(recipe.name)}, so its cost cannot be that of the others")
+                        f"{recipe.dyna_batch_size} subnets per step (dyna_batch_size) of {quoted(recipe.name)}, so its "
+                        "cost cannot be that of the others")
     return subnet_epochs // recipe.dyna_batch_size
 
 

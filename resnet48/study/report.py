@@ -66,8 +66,8 @@ def markdown(plan: Plan, figures: dict) -> str:
             f"trainings of one arch by {truth['noise']:.2f}; reliability of one training "
             f"{truth['reliability_of_one']:.3f}, of the means {truth['reliability_of_means']:.3f}, so a perfect "
             f"ranking would reach a tau of about {truth['tau_ceiling']:.3f} and an r of "
-            f"{truth['pearson_ceiling']:.3f}; {truth['pairs_told_apart']:.0%} of the pairs are told apart (two standard "
-            "errors)"]
+            f"{truth['pearson_ceiling']:.3f}; {truth['pairs_told_apart']:.0%} of the pairs are told apart (two "
+            "standard errors)"]
     lines += ["", "## Rankings", "", _table([HEADING, *map(_cells, rows)]), "",
               LEGEND.format(figures["resamples"]), ""]
     if figures["contrasts"]:
