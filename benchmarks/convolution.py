@@ -27,7 +27,8 @@ def main():
         x, weight = paddle.randn([BATCH, width, size, size]), paddle.randn([width, width, 3, 3])
         flops = 2 * BATCH * width ** 2 * 9 * size ** 2
         ways = [lambda w: lambda y: paddle.nn.functional.conv2d(y, w, padding=1),
-                lambda w: conv_algorithms._unfolded(w, size, 1), conv_algorithms._winograd,
+                lambda w: conv_algorithms._unfolded(w, size, 1),
+                lambda w: conv_algorithms._winograd(w, size),
                 lambda w: conv_algorithms._dense(w, size, 1)]
         row = []
         for times in (1, 3):

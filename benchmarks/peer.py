@@ -1,49 +1,76 @@
-"""How a training step compares with the same step written in PyTorch, on the same machine in the same run.
+"""How training steps and the evaluation compare with the same written in PyTorch, on the same machine in the same run.
 
     pip install -r benchmarks/requirements.txt
-    python3 benchmarks/peer.py [--size 64]
+    python3 benchmarks/peer.py [--size 64] [--python ANOTHER_ENVIRONMENT/bin/python] [--archs LIST.json]
 
-The same archs, images, threads and work; PyTorch in the memory format it is faster in (torch_supernet.py).
+The same archs, images, threads and work; PyTorch in the memory format it is faster in (torch_supernet.py), training in
+float32, evaluating each subnet on its own in float32 and under bf16 autocast. Ours evaluates over the tree
+(evaluator.py). Ratios above 1 say that ours is faster. With one thread,
+processor time counts, else time.
 """
 
 import argparse
-import importlib.metadata
 import os
+import subprocess
 import sys
 
 import common
+import evaluator
 import train_step
 
 PEER = os.path.join(common.ROOT, "benchmarks", "torch_supernet.py")
+ROUNDS = 3  # each way in turn, because a machine with neighbours changes its speed
 
 
-def compare(size):
-    theirs, ours = [], []
-    for _ in range(2):  # in turn, because a machine with neighbours changes its speed
-        theirs.append(common.child(PEER, [size], {}))
-        ours.append(common.child(train_step.__file__, ["--child", "ours", size], {}))
-    best = max(found["rate"] for found in ours)
-    print(f"{size} px, batch {train_step.BATCH[size]}; best matrix product {best / 1e9:.0f} GFLOP/s")
+def in_turn(theirs, ours):
+    """What two children printed, as the least of each number over the rounds; in all of them the same names."""
+    rounds = [(theirs(), ours()) for _ in range(ROUNDS)]
+    return [{name: min(found[name] for found in way) for name in way[0]} for way in zip(*rounds)]
+
+
+def compare_steps(name, threads, python):
+    work, environment = train_step.WORKS[name], {"OMP_NUM_THREADS": str(threads)}
+    theirs, ours = in_turn(lambda: common.child(PEER, [name], environment, python),
+                           lambda: common.child(train_step.__file__, ["--child", "peer", name], environment))
+    print(f"{name if name == 'narrow' else f'{name} px'}, batch {work.batch}, {threads} thread(s), PyTorch "
+          f"{theirs['version']}")
     print("step      PyTorch: images/s  GFLOP/s | ours: images/s  GFLOP/s | ratio")
-    for name in ("full", "sandwich"):
-        seconds = [min(each[name] for each in found) for found in (theirs, ours)]
-        images, rates = train_step.speeds(size, ours[0][f"{name} flops"], seconds)
-        print(f"{name:9} {images[0]:17.1f}  {rates[0]:7.0f} | {images[1]:14.1f}  {rates[1]:7.0f} | "
+    for step in ("full", "sandwich"):
+        images, rates = train_step.speeds(work, ours[f"{step} flops"], [theirs[step], ours[step]])
+        print(f"{step:9} {images[0]:17.1f}  {rates[0]:7.0f} | {images[1]:14.1f}  {rates[1]:7.0f} | "
               f"{images[1] / images[0]:5.2f}", flush=True)
+
+
+def compare_evaluation(size, threads, python, path):
+    count, images = evaluator.SIZES[size]
+    codes, environment = ",".join(arch.code for arch in evaluator.archs_of(path, count)), {
+        "OMP_NUM_THREADS": str(threads)}
+    theirs, ours = in_turn(lambda: common.child(PEER, [codes, size, images], environment, python), lambda: common.child(
+        evaluator.__file__, ["--child", "tree", codes, size, images], environment))
+    rates = [count * images / seconds for seconds in (theirs["float32"], theirs["bf16"], ours["seconds"])]
+    print(f"evaluation at {size} px, {threads} thread(s), {count} archs, {images} images, subnet-images/s: PyTorch "
+          f"float32 {rates[0]:.0f}, bf16 {rates[1]:.0f}, ours {rates[2]:.0f}; ratio to float32 "
+          f"{rates[2] / rates[0]:.2f}, to bf16 {rates[2] / rates[1]:.2f}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, choices=sorted(train_step.BATCH), help="only this image size in pixels")
+    parser.add_argument("--size", choices=train_step.WORKS, help="only this image size, or the narrow nets")
+    parser.add_argument("--python", default=sys.executable, help="an interpreter that has PyTorch [this one]")
+    parser.add_argument("--threads", type=int, nargs="*", help="[as many as there are cores; narrow nets also on 1]")
+    parser.add_argument("--archs", help="arch list for the evaluation; without it, archs are sampled")
     arguments = parser.parse_args()
-    try:
-        version = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
+    if subprocess.run([arguments.python, "-c", "import importlib.util as u; exit(u.find_spec('torch') is None)"]
+                      ).returncode:
         print("error: PyTorch is not installed: pip install -r benchmarks/requirements.txt", file=sys.stderr)
         sys.exit(2)
-    print(f"{common.machine()}, PyTorch {version}")
-    for size in [arguments.size] if arguments.size else sorted(train_step.BATCH):
-        compare(size)
+    print(common.machine())
+    from resnet48.system.machine import cpu_count
+    for name in [arguments.size] if arguments.size else train_step.WORKS:
+        for threads in arguments.threads or sorted({1, cpu_count()} if name == "narrow" else {cpu_count()}):
+            compare_steps(name, threads, arguments.python)
+            if name in ("64", "224"):
+                compare_evaluation(int(name), threads, arguments.python, arguments.archs)
 
 
 if __name__ == "__main__":

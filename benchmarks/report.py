@@ -22,6 +22,15 @@ HEAD = """# Benchmarks
 Written by `python3 benchmarks/report.py`; `python3 benchmarks/report.py NAME ...` renews some sections. Ratios compare
 two ways within one run; seconds of different runs do not compare. Only `peer` needs what `benchmarks/requirements.txt`
 lists.
+
+Tried without gain, or with too little to pay for its code (ratios of processor time, one thread):
+- narrow 3x3 convolutions as rows gathered and one product, or three rows of a map and a banded matrix: 1.0 to 2.0 times
+  the faster of Winograd's and one matrix;
+- convolutions with a stride as rows gathered and one product, with a gradient gathered likewise: .98 to 1.7 times
+  unfolding's at full width, but .64 from 256 to 512 channels on 4 x 4, and .35 to 1.2 in narrow nets;
+- Winograd's tiles of 4 x 4 on maps of 4 x 4: full-width filters of 36 values take back what is saved (1.1);
+- convolution layers as one differentiable function instead of a few tracked operations: 1.0;
+- batch norm that moves the running statistics of the largest net in place: Paddle refuses the graphs of two subnets.
 """
 
 

@@ -1,11 +1,15 @@
 """The supernet and its sandwich step written in PyTorch, the way its users would: what benchmarks/peer.py runs against.
 
-    python3 benchmarks/torch_supernet.py SIZE
+    python3 benchmarks/torch_supernet.py WORK
+    python3 benchmarks/torch_supernet.py CODES SIZE IMAGES
 
-prints the seconds of a step of the standalone full net and of a sandwich step as JSON, in the faster memory format.
+The first prints the seconds of a step of the standalone full net and of a sandwich step as JSON, in the faster memory
+format; the second those of evaluating each arch on its own, batch-norm statistics included, in float32 and under bf16
+autocast.
 """
 
 import json
+import os
 import sys
 
 import torch
@@ -13,9 +17,9 @@ from torch import nn
 import torch.nn.functional as F
 
 import common
-from train_step import CLASSES, TIMES, inputs
+from train_step import WORKS, inputs
 
-from resnet48.space.arch import FULL
+from resnet48.space.arch import FULL, ArchConfig
 from resnet48.system.machine import cpu_count
 
 # Those of resnet48/images/datasets.py, which would bring Paddle into the process.
@@ -35,7 +39,7 @@ class ConvNorm(nn.Module):
         norm = self.norm
         x = F.conv2d(x, self.conv.weight[:width, :x.shape[1]], None, self.conv.stride, self.conv.padding)
         return F.batch_norm(x, norm.running_mean[:width], norm.running_var[:width], norm.weight[:width],
-                            norm.bias[:width], True, norm.momentum, norm.eps)
+                            norm.bias[:width], norm.training, norm.momentum, norm.eps)
 
 
 class Block(nn.Module):
@@ -52,11 +56,11 @@ class Block(nn.Module):
 
 
 class Supernet(nn.Module):
-    def __init__(self, arch):
+    def __init__(self, arch, classes):
         super().__init__()
         self.stem = ConvNorm(3, arch.stem, 7, 2)
         self.blocks = nn.ModuleDict({str(block.index): Block(block) for block in arch.blocks()})
-        self.head = nn.Linear(arch.out_width, CLASSES)
+        self.head = nn.Linear(arch.out_width, classes)
 
     def forward(self, x, arch):
         x = F.max_pool2d(F.relu(self.stem(x, arch.stem), inplace=True), 3, 2, 1)
@@ -66,17 +70,21 @@ class Supernet(nn.Module):
         return F.linear(x, self.head.weight[:, :x.shape[1]], self.head.bias)
 
 
-def step_seconds(subnets, size, memory_format):
+def normalized(pixels, memory_format):
+    return ((pixels - MEAN) / DEVIATION).contiguous(memory_format=memory_format)
+
+
+def step_seconds(subnets, work, memory_format):
     """Seconds of a step of the first `subnets` of the sandwich: the largest, and those that are distilled from it."""
     torch.manual_seed(0)
-    pixels, labels, archs = inputs(size)
+    pixels, labels, archs = inputs(work)
     pixels, labels = torch.tensor(pixels), torch.tensor(labels)
     (_, largest), *others = archs[:subnets]
-    net = Supernet(FULL.largest()).to(memory_format=memory_format)
+    net = Supernet(work.of(FULL).largest(), work.classes).to(memory_format=memory_format)
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=4e-5, fused=True)
 
     def step():
-        images = ((pixels - MEAN) / DEVIATION).contiguous(memory_format=memory_format)
+        images = normalized(pixels, memory_format)
         teacher = net(images, largest)
         F.cross_entropy(teacher, labels).backward()
         target = teacher.detach().softmax(1)
@@ -85,15 +93,40 @@ def step_seconds(subnets, size, memory_format):
         optimizer.step()
         optimizer.zero_grad()
 
-    return common.seconds(step, TIMES[size])
+    return common.seconds(step, work.times)
 
 
-def main(size):
-    torch.set_num_threads(cpu_count())
+@torch.inference_mode()
+def evaluation_seconds(archs, size, images, memory_format, bf16):
+    """Seconds of computing the batch-norm statistics of each arch on some images and running it on them."""
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)
+    subnets = [Supernet(arch, 1000).to(memory_format=memory_format) for arch in archs]
+    for norm in (module for subnet in subnets for module in subnet.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.momentum = 1.0  # the running statistics become those of the batch
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            for arch, subnet in zip(archs, subnets):
+                for training in (True, False):
+                    subnet.train(training)
+                    subnet(normalized(pixels, memory_format), arch)
+
+    return common.seconds(run, 2)
+
+
+def main(work, size=None, images=None):
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cpu_count())))
     formats = torch.contiguous_format, torch.channels_last
-    print(json.dumps({name: min(step_seconds(subnets, size, each) for each in formats)
-                      for name, subnets in (("full", 1), ("sandwich", 4))}))
+    if size:
+        archs = [ArchConfig.parse(code) for code in work.split(",")]
+        found = {name: min(evaluation_seconds(archs, int(size), int(images), each, bf16) for each in formats)
+                 for name, bf16 in (("float32", False), ("bf16", True))}
+    else:
+        found = {name: min(step_seconds(subnets, WORKS[work], each) for each in formats)
+                 for name, subnets in (("full", 1), ("sandwich", 4))}
+    print(json.dumps({**found, "version": torch.__version__}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*sys.argv[1:])

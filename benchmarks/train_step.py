@@ -14,25 +14,41 @@ import argparse
 import collections
 import json
 import time
+from typing import NamedTuple
 
 import common
 
-BATCH = {32: 32, 64: 32, 224: 8}  # pixels: images; at 224 the step with 32 would take a minute
-TIMES = {32: 5, 64: 3, 224: 2}
-CLASSES = 1000
 
 
-def inputs(size):
+class Work(NamedTuple):
+    """A step: image size in pixels, images, how often it is measured, base widths if not the full ones, classes."""
+
+    size: int
+    batch: int
+    times: int
+    channels: tuple[int, ...] = ()
+    classes: int = 1000
+
+    def of(self, space):
+        return space.narrowed(self.channels, 1) if self.channels else space
+
+
+WORKS = {"32": Work(32, 32, 5), "64": Work(64, 32, 3), "224": Work(224, 8, 2),  # with 32 it would take a minute
+         "narrow": Work(32, 128, 10, (6, 12, 24, 48), 10)}
+
+
+def inputs(work):
     """What every way is given: images uint8 [N, 3, size, size], labels [N], the (role, arch) pairs of a sandwich."""
     import numpy as np
     from resnet48.space.arch import PUBLISHED
     from resnet48.training import samplers
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (BATCH[size], 3, size, size), "uint8")
-    return images, rng.integers(0, CLASSES, BATCH[size]), samplers.sandwich(PUBLISHED, 0, samplers.Moment(0, 1, 0.0), 4)
+    images = rng.integers(0, 256, (work.batch, 3, work.size, work.size), "uint8")
+    archs = samplers.sandwich(work.of(PUBLISHED), 0, samplers.Moment(0, 1, 0.0), 4)
+    return images, rng.integers(0, work.classes, work.batch), archs
 
 
-def measure(way, size):
+def measure(way, work):
     """Seconds of both steps, the machine's best rate, and the parts of the sandwich step."""
     import paddle
     from resnet48.images import datasets
@@ -42,11 +58,12 @@ def measure(way, size):
     if way == "stock":
         common.take_the_librarys_convolution()
     paddle.seed(0)
-    images, labels, archs = inputs(size)
-    pixels, labels = paddle.to_tensor(images), paddle.to_tensor(labels)
+    images, labels, archs = inputs(work)
+    pixels, labels, space = paddle.to_tensor(images), paddle.to_tensor(labels), work.of(FULL)
     found = {"rate": common.best_rate()}
-    steps = (("full", supernet.ResNet48(FULL.largest(), CLASSES), objectives.Standalone(), [("loss", FULL.largest())]),
-             ("sandwich", supernet.Supernet(FULL, CLASSES), objectives.InPlaceDistillation(), archs))
+    largest = space.largest()
+    steps = (("full", supernet.ResNet48(largest, work.classes), objectives.Standalone(), [("loss", largest)]),
+             ("sandwich", supernet.Supernet(space, work.classes), objectives.InPlaceDistillation(), archs))
     for name, net, objective, trained in steps:
         net.train()
         optimizer = optim.make_optimizer(net, weight_decay=4e-5)
@@ -54,14 +71,16 @@ def measure(way, size):
         clock = {"optimizer": float("inf")}
 
         def step():
-            objective.step(net, trained, datasets.normalize(pixels), labels, objectives.Gradients(net), None)
+            images = datasets.normalize(pixels)
+            with conv_algorithms.shared_images(images):
+                objective.step(net, trained, images, labels, objectives.Gradients(net), None)
             started = time.perf_counter()
             optimizer.step()
             optimizer.clear_grad(set_to_zero=False)
             clock["optimizer"] = min(clock["optimizer"], time.perf_counter() - started)
 
-        found[name] = common.seconds(step, TIMES[size])
-        found[f"{name} flops"] = BATCH[size] * sum(_flops(arch, size) for _, arch in trained)
+        found[name] = common.seconds(step, work.times)
+        found[f"{name} flops"] = work.batch * sum(_flops(arch, work) for _, arch in trained)
     if way == "ours":
         found["parts"] = {**_parts(lambda: objective.step(net, archs, datasets.normalize(pixels), labels,
                                                           objectives.Gradients(net), None),
@@ -71,9 +90,9 @@ def measure(way, size):
     return found
 
 
-def _flops(arch, size):
-    stem = arch.convolutions(size)[0]
-    return 2 * (3 * arch.macs(size, CLASSES) - stem.macs)
+def _flops(arch, work):
+    stem = arch.convolutions(work.size)[0]
+    return 2 * (3 * arch.macs(work.size, work.classes) - stem.macs)
 
 
 def _parts(step, engine, layers):
@@ -140,19 +159,21 @@ def _forward_and_backward(run, inputs, times=3):
     return forward, backward if inputs else 0
 
 
-def speeds(size, flops, seconds):
+def speeds(work, flops, seconds):
     """Images per second and GFLOP per second of steps of this many FLOP that take these seconds."""
-    return [[amount / each for each in seconds] for amount in (BATCH[size], flops / 1e9)]
+    return [[amount / each for each in seconds] for amount in (work.batch, flops / 1e9)]
 
 
-def compare(size):
-    stock = common.child(__file__, ["--child", "stock", size], common.STOCK)
-    ours = common.child(__file__, ["--child", "ours", size], {})
+def compare(name):
+    work = WORKS[name]
+    stock = common.child(__file__, ["--child", "stock", name], common.STOCK)
+    ours = common.child(__file__, ["--child", "ours", name], {})
     best = max(stock["rate"], ours["rate"])
-    print(f"{size} px, batch {BATCH[size]}; best matrix product {best / 1e9:.0f} GFLOP/s")
+    widths = f", base widths {work.channels}" if work.channels else ""
+    print(f"{work.size} px, batch {work.batch}{widths}; best matrix product {best / 1e9:.0f} GFLOP/s")
     print("step      stock: images/s  GFLOP/s | ours: images/s  GFLOP/s  of the best | ratio")
     for name in ("full", "sandwich"):
-        images, rates = speeds(size, ours[f"{name} flops"], [stock[name], ours[name]])
+        images, rates = speeds(work, ours[f"{name} flops"], [stock[name], ours[name]])
         print(f"{name:9} {images[0]:15.1f}  {rates[0]:7.0f} | {images[1]:14.1f}  {rates[1]:7.0f}  "
               f"{rates[1] * 1e9 / best:11.0%} | {images[1] / images[0]:5.2f}")
     parts, total = ours["parts"], ours["sandwich"]
@@ -165,15 +186,15 @@ def compare(size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, choices=sorted(BATCH), help="only this image size in pixels")
+    parser.add_argument("--size", choices=WORKS, help="only this image size in pixels, or narrow nets at 32")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         way, size = arguments.child
-        print(json.dumps(measure(way, int(size))))
+        print(json.dumps(measure(way, WORKS[size])))
         return
     print(common.machine())
-    for size in [arguments.size] if arguments.size else sorted(BATCH):
+    for size in [arguments.size] if arguments.size else WORKS:
         compare(size)
 
 

@@ -8,6 +8,7 @@ from resnet48.space.arch import FULL
 
 KERNELS = [(3, 1), (3, 2), (1, 1), (1, 2), (7, 2)]  # with their strides: those of the nets, tied and untied
 SIZES = [1, 2, 3, 4, 5, 7, 8, 14, 16, 17, 28]
+NARROW, NARROW_ON_LARGE = conv_algorithms.NARROW_UP_TO, conv_algorithms.NARROW_ON_LARGE_UP_TO
 assert {1, 2, conv_algorithms.UNFOLD_UP_TO, conv_algorithms.UNFOLD_UP_TO + 1} <= set(SIZES)
 
 
@@ -30,7 +31,7 @@ def require_equal(values, expected):
 
 
 @pytest.mark.parametrize("in_width, width",
-                         [(5, 4), (conv_algorithms.NARROW_UP_TO + 2, conv_algorithms.NARROW_UP_TO + 1)])
+                         [(NARROW, NARROW + 1), (NARROW + 2, NARROW + 1), (NARROW_ON_LARGE + 2, NARROW_ON_LARGE + 1)])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kernel, stride", KERNELS)
 def test_every_way_to_run_a_convolution_gives_the_librarys_values_and_gradients(
@@ -65,16 +66,19 @@ def test_every_convolution_of_the_full_net_has_the_librarys_values_and_gradients
 
 @pytest.mark.parametrize("kernel, stride", KERNELS)
 def test_weights_are_laid_out_in_no_more_bytes_than_said(kernel, stride):
-    weight = paddle.randn([conv_algorithms.NARROW_UP_TO + 1, conv_algorithms.NARROW_UP_TO + 2, kernel, kernel])
-    taken = max(4 * int(kept.cell_contents.size) for size in SIZES
-                for kept in conv_algorithms.convolution(weight, size, stride).__closure__
-                if isinstance(kept.cell_contents, paddle.Tensor))
-    assert taken <= conv_algorithms.layout_bytes(weight) and (taken == conv_algorithms.layout_bytes(weight)
-                                                              or (kernel, stride) == (3, 2))
+    for width in (NARROW + 1, conv_algorithms.DENSE_VALUES + 1):
+        weight = paddle.randn([width, width + 1, kernel, kernel])
+        for size in SIZES:
+            for dense_up_to in (conv_algorithms.DENSE_ONCE_UP_TO, conv_algorithms.DENSE_UP_TO):
+                kept = conv_algorithms.convolution(weight, size, stride, dense_up_to).__closure__
+                taken = max(4 * int(cell.cell_contents.size) for cell in kept
+                            if isinstance(cell.cell_contents, paddle.Tensor))
+                said = conv_algorithms.layout_bytes(weight, size, stride, dense_up_to)
+                assert taken == said
 
 
 def test_a_single_gradient_can_be_asked_for():
-    width = conv_algorithms.NARROW_UP_TO + 1  # wide enough for Winograd's, which writes its gradients down itself
+    width = NARROW_ON_LARGE + 1  # wide enough for Winograd's, which writes its gradients down itself
     x, weight = paddle.randn([2, width, 4, 4]), paddle.randn([width + 2, width, 3, 3])
     for frozen, moving in ((x, weight), (weight, x)):
         frozen.stop_gradient, moving.stop_gradient = True, False
@@ -82,3 +86,28 @@ def test_a_single_gradient_can_be_asked_for():
         found, = paddle.grad(conv_algorithms.conv2d(x, weight).square().sum(), moving)
         require_equal([found.numpy()], [expected.numpy()])
         assert frozen.grad is None
+
+
+def test_images_are_unfolded_once_for_all_subnets_of_a_step_and_only_for_them(monkeypatch):
+    calls, unfold = [], F.unfold
+    monkeypatch.setattr(F, "unfold", lambda *given: calls.append(given) or unfold(*given))
+    images, weight = paddle.randn([2, 3, 32, 32]), paddle.randn([6, 3, 7, 7])
+    weight.stop_gradient = False
+
+    def require_right(images):
+        for width in (6, 4):
+            require_equal([conv_algorithms.conv2d(images, weight[:width], 2).numpy()],
+                          [library(images, weight[:width], 2).numpy()])
+
+    with conv_algorithms.shared_images(images):
+        require_right(images)
+        require_right(images)
+        assert len(calls) == 1
+        require_right(images + 1)
+        assert len(calls) == 3
+    images.set_value(images + 2)
+    require_right(images)
+    assert len(calls) == 5
+    with conv_algorithms.shared_images(images):
+        require_right(images)
+    assert len(calls) == 6 and not conv_algorithms._shared

@@ -34,6 +34,7 @@ def test_transpositions_are_carried_out_at_once_in_2_6_only():
 
 def test_the_mkl_setting_is_for_amd_only():
     assert machine.settings({}, 2, True, "3.3.1")["MKL_DEBUG_CPU_TYPE"] == "5"
+    assert machine.settings({}, 2, True, "3.3.1", avx512=True)["MKL_DEBUG_CPU_TYPE"] == "7"
     assert "MKL_DEBUG_CPU_TYPE" not in machine.settings({}, 2, False, "3.3.1")
 
 
@@ -55,17 +56,20 @@ def test_the_settings_are_a_pure_function_of_their_arguments():
     assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize("maker, amd", [("AuthenticAMD", True), ("GenuineIntel", False), (None, False)])
-def test_prepare_applies_the_settings_of_the_cpu_that_is_there(tmp_path, monkeypatch, maker, amd):
+@pytest.mark.parametrize("maker, flags, amd, avx512", [
+    ("AuthenticAMD", "avx2", True, False), ("GenuineIntel", "avx2", False, False), (None, "", False, False),
+    ("AuthenticAMD", "avx2 avx512f", True, False), ("AuthenticAMD", " ".join(sorted(machine.AVX512)), True, True)])
+def test_prepare_applies_the_settings_of_the_cpu_that_is_there(tmp_path, monkeypatch, maker, flags, amd, avx512):
     info = tmp_path / "cpuinfo"
     if maker:
-        info.write_text(f"processor\t: 0\nvendor_id\t: {maker}\n")
+        info.write_text(f"processor\t: 0\nvendor_id\t: {maker}\nflags\t\t: fpu {flags}\n")
     environment = {"GLOG_minloglevel": "0"}
     monkeypatch.setattr(machine, "CPU_INFO", str(info))
     monkeypatch.setattr(os, "environ", environment)
     machine.prepare()
     assert environment == {"GLOG_minloglevel": "0", **machine.settings({"GLOG_minloglevel": "0"},
-                                                                       machine.cpu_count(), amd, paddle.__version__)}
+                                                                       machine.cpu_count(), amd, paddle.__version__,
+                                                                       avx512)}
 
 
 def test_at_least_one_cpu_is_counted():

@@ -121,15 +121,19 @@ def test_another_recipe_or_setting_changes_the_labels_of_its_own_tasks_alone(tmp
         found = planned(tmp_path, images, **changes)
         return [{task.label for task in getattr(found, kind)} for kind in plan.KINDS]
 
-    truth, supernets, scores = labels()
+    rates, truth, supernets, scores = labels()
     more = [*FILE["supernets"], {"name": "fair", "recipe": "fair_sandwich"}]
-    assert [len(old - new) for old, new in zip((truth, supernets, scores), labels(supernets=more))] == [0, 0, 0]
+    assert [len(old - new) for old, new in zip((truth, supernets, scores), labels(supernets=more)[1:])] == [0] * 3
     other = [{**FILE["supernets"][0], "lr": 0.3}, FILE["supernets"][1]]
-    assert [len(old - new) for old, new in zip((truth, supernets, scores), labels(supernets=other))] == [0, 2, 2]
+    assert [len(old - new) for old, new in zip((truth, supernets, scores), labels(supernets=other)[1:])] == [0, 2, 2]
     longer = labels(truth={"max_epoch": 2})
-    assert not truth & longer[0] and longer[1:] == [supernets, scores]
+    assert not truth & longer[1] and longer[2:] == [supernets, scores]
     elsewhere = labels(shared={**SHARED, "log_freq": 7, "save_freq": 3})
-    assert elsewhere == [truth, supernets, scores]
+    assert elsewhere == [rates, truth, supernets, scores] and not rates
+    tried = [{**FILE["supernets"][0], "rates": "0.1,0.2"}, FILE["supernets"][1]]
+    first, second = labels(supernets=tried), labels(supernets=tried, rate_epochs=2)
+    assert [len(new - old) for old, new in zip((rates, truth, supernets, scores), first)] == [2, 0, 2, 2]
+    assert [len(new - old) for old, new in zip(first, second)] == [2, 0, 2, 2]
 
 
 @pytest.mark.parametrize("changes, said", [
@@ -142,6 +146,9 @@ def test_another_recipe_or_setting_changes_the_labels_of_its_own_tasks_alone(tmp
     ({"supernets": [{"name": "a", "max_epoch": 3}]}, "subnet_epochs"),
     ({"supernets": [{"name": "a", "dyna_batch_size": 3}]}, "no multiple of the 3 subnets"),
     ({"supernets": [{"name": "a", "seeds": "0,0"}]}, "different whole numbers"),
+    ({"supernets": [{"name": "a", "rates": "0.1"}]}, "two or more different learning rates"),
+    ({"supernets": [{"name": "a", "rates": "0.1,-1"}]}, "two or more different learning rates"),
+    ({"supernets": [{"name": "a", "rates": "0.1,0.2"}], "rate_epochs": 3}, "no multiple of the 4 subnets"),
     ({"supernets": [{"name": "a", "space": "published"}, {"name": "b"}]}, "one space"),
     ({"truth": {"seed": 3}}, "sets seed itself"),
     ({"truth": {"lr": "-1"}}, "study, truth: --lr must be more than 0"),
@@ -168,7 +175,8 @@ def test_the_study_of_cifar_10_has_the_size_that_it_says(monkeypatch):
     found = plan.make(dataclasses.replace(settings, shared=shared))
     assert len(found.archs) == 160 and len(found.truth) == 240 and len(found.supernets) == 7 * 3
     assert set(found.subnet_images.values()) == {60 * 10 * 128}
-    assert {task.settings.lr for task in found.supernets} == {0.2} and found.truth[0].settings.max_epoch == 5
+    assert len(found.rates) == 7 * 3 and {task.settings.lr for task in found.rates} == {0.1, 0.2, 0.4}
+    assert found.truth[0].settings.max_epoch == 5
 
 
 # --- running it -------------------------------------------------------------------------------------------------------
@@ -201,7 +209,7 @@ def test_the_report_holds_figures_table_and_pictures(undisturbed):
     ways = ["top1", "cross_entropy", "macs_hybrid"]
     assert [(row["name"], row["score"]) for row in figures["rankings"]] == [
         *((name, way) for name in ("sandwich", "one by one", "random weights") for way in ways),
-        ("macs", None), ("params", None), ("depth", None)]
+        ("macs", None), ("params", None), ("depth", None), ("zen_score", None)]
     assert figures["archs"]["n"] == 6 and figures["truth"]["trainings"] == 9 and not any(figures["missing"].values())
     assert figures["cost"]["sandwich"]["subnet_images"] == figures["cost"]["one by one"]["subnet_images"] == 96
     text = (folder / "out" / "study.md").read_text()
@@ -248,10 +256,30 @@ def test_a_part_of_a_study_can_be_run_alone_and_reported_as_unfinished(undisturb
     assert without_times(results(tmp_path)).items() <= once.items()
 
 
+def test_supernets_take_the_learning_rate_with_the_lowest_loss_on_training_images(images, tmp_path):
+    item = {"name": "sandwich", "recipe": "sandwich", "seeds": "0", "dyna_batch_size": 2, "rates": "1e-6,0.3"}
+    path = written(tmp_path, images, supernets=[item], contrasts=[], rate_epochs=8)
+    assert "learning rate is not chosen yet" in call("-m resnet48", "study", path, "--only", "supernets").err
+    good(call("-m resnet48", "study", path, "--only", "rates"))
+    tries = {content["settings"]["lr"]: content for path, (content, _) in results(tmp_path).items()}
+    assert tries.keys() == {1e-6, 0.3} and tries[0.3]["loss"] < tries[1e-6]["loss"]
+    assert all(each["loss"] == sum(each["losses"].values()) / 2 for each in tries.values())
+    good(call("-m resnet48", "study", path, "--only", "supernets"))
+    (trained,) = [content for path, (content, _) in results(tmp_path).items() if path.startswith("supernets")]
+    assert trained["settings"]["lr"] == 0.3
+    (lower,) = [path for path, (content, _) in results(tmp_path).items() if content["settings"]["lr"] == 1e-6]
+    shutil.rmtree(tmp_path / "out" / "supernets")
+    row = json.loads((tmp_path / "out" / lower).read_text())
+    (tmp_path / "out" / lower).write_text(json.dumps({**row, "loss": -1.0}))
+    good(call("-m resnet48", "study", path, "--only", "supernets"))
+    (trained,) = [content for path, (content, _) in results(tmp_path).items() if path.startswith("supernets")]
+    assert trained["settings"]["lr"] == 1e-6  # the loss alone decides
+
+
 def test_killed_at_any_point_a_study_goes_on_and_finds_the_same(undisturbed, images, tmp_path):
     """In turn after some results, one more each time, and in the middle of a training, which has a checkpoint then."""
     once, path = without_times(results(undisturbed[0])), written(tmp_path, images)
-    for least in (1, 4, 13):
+    for least in (2, 13):
         process = start(work, path)
         while process.is_alive() and len(done(tmp_path)) < least:
             time.sleep(0.005)
@@ -282,6 +310,7 @@ def test_a_training_that_was_killed_resumes_from_its_checkpoint(images, tmp_path
         assert re.search(r"resumed .*step-0\d+ at step \d+", file.read())
 
 
+@pytest.mark.slow
 def test_processes_share_the_work_and_take_over_from_one_that_is_killed(undisturbed, images, tmp_path):
     path = written(tmp_path, images)
     processes = [start(work, path) for _ in range(3)]

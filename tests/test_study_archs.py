@@ -11,6 +11,14 @@ WIDE = SearchSpace("wide", (8, 16, 32, 64), 1, (1.0, 0.85, 0.7, 0.55, 0.45, 0.35
 SIZE, CLASSES = 32, 10
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_draws():
+    """Than by default, for a test has less time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archs, "DRAWS", 1500)
+        yield
+
+
 @pytest.fixture(scope="module")
 def tenths():
     return archs.spread(WIDE, 60, 0, SIZE, CLASSES)
@@ -76,9 +84,11 @@ def test_no_net_is_in_a_set_twice_or_in_both(tenths, banded):
     assert len(set(nets)) == len(nets) == 100
 
 
-def test_the_sets_are_functions_of_the_seed(tenths):
-    assert archs.spread(WIDE, 60, 0, SIZE, CLASSES) == tenths
-    assert archs.spread(WIDE, 60, 1, SIZE, CLASSES) != tenths
+@pytest.mark.parametrize("choose", [archs.spread, archs.bands])
+def test_the_sets_are_functions_of_the_seed(monkeypatch, choose):
+    monkeypatch.setattr(archs, "DRAWS", 300)
+    one, again, other = (choose(WIDE, 10, seed, SIZE, CLASSES) for seed in (0, 0, 1))
+    assert one == again != other
 
 
 @pytest.mark.parametrize("count, sizes", [(0, []), (3, [1, 1, 1]), (13, [2, 2, 2, 1, 1, 1, 1, 1, 1, 1])])

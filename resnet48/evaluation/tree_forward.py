@@ -111,8 +111,8 @@ class SlicedWeightCache:
             self._kept.move_to_end(key)
             return self._kept[key][0](x)
         weight = paddle.assign(layer.weight[:width, :x.shape[1]]).astype(self.dtype)
-        made = conv_algorithms.convolution(weight, x.shape[2], stride,
-                                           self.dense_up_to), conv_algorithms.layout_bytes(weight)
+        how = weight, x.shape[2], stride, self.dense_up_to
+        made = conv_algorithms.convolution(*how), conv_algorithms.layout_bytes(*how)
         self._kept[key] = made
         self._bytes += made[1]
         while self._bytes > self.bytes_kept and len(self._kept) > 1:

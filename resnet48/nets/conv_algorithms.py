@@ -3,8 +3,10 @@
 All of them compute the same sums; they differ in what they multiply and move. Measured in benchmarks/convolution.py.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import paddle
@@ -12,15 +14,16 @@ import paddle.nn.functional as F
 
 DENSE_UP_TO = 2  # pixels: a 3x3 convolution of a map this small is one matrix over all its inputs and outputs
 DENSE_ONCE_UP_TO = 1  # the same where the matrix is made for one call, and its gradient taken apart again
+DENSE_VALUES = 256  # inputs or outputs of an image: for so few, the matrix is always small enough
 UNFOLD_UP_TO = 16  # pixels: above, the library's own convolution is as fast
-NARROW_UP_TO = 16  # channels: for so few, Winograd's spends more on its many steps than it saves in products
+IMAGES_UP_TO = 64  # pixels: larger images, unfolded and kept, would take much memory for little
+NARROW_UP_TO = 4  # channels: for so few, Winograd's spends more on its many steps than it saves in products
+NARROW_ON_LARGE_UP_TO = 16  # channels: the same above UNFOLD_UP_TO
 
-# Winograd's F(2 x 2, 3 x 3) in one dimension (arXiv 1509.09308, 4.1): what gives two neighbouring outputs of a filter
-# g from four inputs d is OUT @ ((FILTER @ g) * (IN @ d)).
-IN = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], "float32")
-FILTER = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], "float32")
-OUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], "float32")
-TURNED = [3, 1, 2, 0]  # FILTER @ g[::-1] is (FILTER @ g)[TURNED]
+# Where Winograd's algorithm evaluates the filter's polynomial, beside infinity, by the outputs along a tile. A set that
+# holds 1 / p for each p gives the turned filter at the same places. Of the sets of five, this one is among the most
+# exact: the largest error is four times that of the three, where 0, 1, -1, 2, -2 give twenty times.
+POINTS = {2: (0, 1, -1), 4: (0, 3 / 2, 2 / 3, -3 / 2, -2 / 3)}
 
 
 @paddle.jit.not_to_static  # an export records what it does, there is nothing in it to translate
@@ -37,19 +40,23 @@ def convolution(weight: paddle.Tensor, size: int, stride: int = 1,
     """`conv2d` for inputs of `size` x `size` pixels as a function of x, with the weight laid out once for many calls.
 
     On a GPU, and in an export, always the library's own. On a CPU, in float32:
-    - 3x3, up to 2 x 2: one matrix product of all inputs of an image with all its outputs. It leaves out what would be
-      multiplied with padding: 8/9 of the work at 1 x 1, 5/9 at 2 x 2.
-    - 3x3 on larger maps: Winograd's, which multiplies 4 times for an output instead of 9.
+    - up to 2 x 2, and where an image has few values: one matrix product of all inputs of an image with all its outputs.
+      It leaves out what would be multiplied with padding (8/9 of the work at 1 x 1, 5/9 at 2 x 2) and, on larger maps,
+      multiplies many zeros, but moves nothing.
+    - 3x3 on larger maps: Winograd's, which multiplies 2.25 times for an output instead of 9 (4 times at 2 x 2).
     - with a stride or few channels, on small maps: unfolding and one product per image.
+    - 7x7 in training: unfolding and one product, for which `shared_images` are unfolded once for all subnets of a step.
     """
     kernel = weight.shape[-1]
     if paddle.in_dynamic_mode() and weight.place.is_cpu_place() and weight.dtype == paddle.float32:
-        if kernel == 3 and size <= (dense_up_to if stride == 1 else DENSE_UP_TO):
+        if _suits_dense(weight, size, stride, dense_up_to):
             return _dense(weight, size, stride)
-        if kernel == 3 and stride == 1 and min(weight.shape[:2]) > NARROW_UP_TO:
-            return _winograd(weight)
+        if _suits_winograd(weight, size, stride):
+            return _winograd(weight, size)
         if kernel < 7 and (kernel, stride) != (1, 1) and size <= UNFOLD_UP_TO:
             return _unfolded(weight, size, stride)
+        if kernel == 7 and size <= IMAGES_UP_TO and paddle.is_grad_enabled() and not weight.stop_gradient:
+            return _of_images(weight, size, stride)
     return lambda x: F.conv2d(x, weight, stride=stride, padding=kernel // 2)
 
 
@@ -60,31 +67,60 @@ def temporary_values(in_width: int, width: int, kernel: int, size: int) -> int:
     """
     if kernel != 3:  # a 1x1 kernel with a stride unfolds to one input per output
         return (in_width + width) * size ** 2
-    # Winograd's has for every input, with those that fill up the tiles, a copy, four in tiles and four transformed;
-    # then the transformed ones, four products for every output, the output itself and that in another order, twice.
-    # (Where it unfolds, the nine copies of an input are the most.)
-    tiled = (size + size % 2) ** 2 if size > 1 else 1
-    return max(9 * in_width, 4 * in_width + 7 * width) * tiled
+    # Winograd's has for every input, with those that fill up the tiles, a copy, four (2.25 in tiles of 4 x 4) in tiles
+    # and as many transformed; then the transformed ones, as many products for every output, the output itself and that
+    # in another order, twice. (Where it unfolds, the nine copies of an input are the most.)
+    tile = _tile(size)
+    copies = (tile + 2) ** 2 / tile ** 2
+    tiled = (size + -size % tile) ** 2 if size > 1 else 1
+    return int(max((1 + 2 * copies) * in_width, copies * in_width + (copies + 3) * width) * tiled)
 
 
-def layout_bytes(weight: paddle.Tensor) -> int:
-    """The most bytes that `convolution` lays a weight [O, C, K, K] out in, whichever algorithm it takes."""
-    # At most 16 values for the 9 of a filter: Winograd's places, and the matrix over maps of 2 x 2.
-    return weight.element_size() * int(weight.size) * (16 if weight.shape[-1] == 3 else 9) // 9
+def layout_bytes(weight: paddle.Tensor, size: int, stride: int = 1, dense_up_to: int = DENSE_UP_TO) -> int:
+    """The most bytes that `convolution` with these arguments lays a weight [O, C, K, K] out in."""
+    values = int(weight.size)
+    if _suits_dense(weight, size, stride, dense_up_to):
+        values = weight.shape[0] * weight.shape[1] * (size * -(-size // stride)) ** 2
+    elif _suits_winograd(weight, size, stride):
+        values = values * (_tile(size) + 2) ** 2 // 9
+    return weight.element_size() * values
+
+
+def _suits_dense(weight, size, stride, dense_up_to):
+    width, in_width, kernel = weight.shape[:3]
+    if kernel == 7 or (kernel, stride) == (1, 1):
+        return False
+    few = max(in_width * size ** 2, width * -(-size // stride) ** 2) <= DENSE_VALUES
+    return few or kernel == 3 and size <= (dense_up_to if stride == 1 else DENSE_UP_TO)
+
+
+def _suits_winograd(weight, size, stride):
+    narrow = NARROW_UP_TO if size <= UNFOLD_UP_TO else NARROW_ON_LARGE_UP_TO
+    return weight.shape[-1] == 3 and stride == 1 and min(weight.shape[:2]) > narrow
 
 
 def _dense(weight, size, stride):
-    """The convolution as a matrix [C * size^2, O * out^2]; every input reaches every output on maps this small."""
-    width, in_width = weight.shape[:2]
-    out = (size + stride - 1) // stride
-    inputs = [(y, x) for y in range(size) for x in range(size)]
-    outputs = [(stride * y, stride * x) for y in range(out) for x in range(out)]
-    taps = [3 * (y - v + 1) + (x - u + 1) for y, x in inputs for v, u in outputs]
-    # Chosen by a product with ones and zeros: the gradient of an index is many times as slow.
-    matrix = paddle.matmul(weight.reshape([-1, 9]), paddle.eye(9)[:, taps])
+    """The convolution as a matrix [C * size^2, O * out^2]."""
+    width, in_width, kernel = weight.shape[:3]
+    out = -(-size // stride)
+    matrix = paddle.matmul(weight.reshape([-1, kernel ** 2]), _taps(kernel, size, stride))
     matrix = matrix.reshape([width, in_width, size * size, out * out]).transpose([1, 2, 0, 3])
     matrix = matrix.reshape([in_width * size * size, width * out * out])
     return lambda x: paddle.matmul(x.flatten(1), matrix).reshape([-1, width, out, out])
+
+
+@functools.lru_cache(maxsize=64)
+def _taps(kernel, size, stride):
+    """Ones where a tap of the kernel carries an input of a map to an output, else zeros: [K^2, size^2 * out^2].
+
+    A product with it chooses the taps, because the gradient of an index is many times as slow.
+    """
+    carries = np.zeros([kernel, kernel, size, size, -(-size // stride), -(-size // stride)], "float32")
+    for y, x, v, u in np.ndindex(carries.shape[2:]):
+        row, column = y - stride * v + kernel // 2, x - stride * u + kernel // 2
+        if 0 <= row < kernel and 0 <= column < kernel:
+            carries[row, column, y, x, v, u] = 1
+    return paddle.to_tensor(carries.reshape(kernel ** 2, -1))
 
 
 def _unfolded(weight, size, stride):
@@ -93,56 +129,130 @@ def _unfolded(weight, size, stride):
     return lambda x: paddle.matmul(matrix, F.unfold(x, kernel, stride, kernel // 2)).reshape([-1, width, out, out])
 
 
-def _winograd(weight):
-    transformed = paddle.matmul(_both_axes("filter"), weight.reshape([-1, 9]), transpose_y=True)
-    transformed = transformed.reshape([16, *weight.shape[:2]])
+def _of_images(weight, size, stride):
+    width, kernel, out = weight.shape[0], weight.shape[-1], (size + stride - 1) // stride
+    matrix = weight.flatten(1)
+
+    def convolve(x):
+        y = paddle.matmul(matrix, _unfolded_images(x, kernel, stride)).reshape([width, -1, out * out])
+        return y.transpose([1, 0, 2]).reshape([-1, width, out, out])
+
+    return convolve
+
+
+_shared = []  # the images of `shared_images`, and once they were needed, what came out by the way they were unfolded
+
+
+@contextlib.contextmanager
+def shared_images(images: paddle.Tensor) -> Iterator[None]:
+    """A block in which `images` [N, 3, H, W] do not change and go through several nets: they are unfolded once."""
+    _shared[:] = images, {}
+    try:
+        yield
+    finally:
+        _shared.clear()
+
+
+def _unfolded_images(x, kernel, stride):
+    """What each tap of the kernel meets at each output of all images: [C * K^2, N * out^2]."""
+    shared = _shared[1] if _shared and _shared[0] is x and x.stop_gradient else {}
+    way = kernel, stride, kernel // 2
+    if way not in shared:
+        unfolded = F.unfold(x, *way)
+        count, taps, outputs = unfolded.shape
+        # The rows of an image after those of another become those of a tap: by `gather`, because a transposition of so
+        # many long rows takes longer.
+        rows = paddle.gather(unfolded.reshape([-1, outputs]), _rows_by_tap(count, taps))
+        shared[way] = rows.reshape([taps, count * outputs])
+    return shared[way]
+
+
+@functools.lru_cache(maxsize=64)
+def _rows_by_tap(count, taps):
+    return _indices(np.arange(count * taps).reshape(count, taps).T)
+
+
+def _tile(size):
+    """Outputs along a tile: with 4 there are fewer products, but 36 values for a filter's 9, too many for small maps.
+
+    On large maps the gradient of the filter sums over so many tiles that the errors of 4 come near to 1e-5 of it.
+    """
+    return 4 if 4 < size <= 16 else 2
+
+
+def _winograd(weight, size):
+    tile = _tile(size)
+    transformed = paddle.matmul(_both_axes("filter", tile), weight.reshape([-1, 9]), transpose_y=True)
+    transformed = transformed.reshape([-1, *weight.shape[:2]])
     return lambda x: _Winograd.apply(x, transformed)
 
 
 class _Winograd(paddle.autograd.PyLayer):
-    """A 3x3 convolution by Winograd's F(2 x 2, 3 x 3) (Lavin and Gray, arXiv 1509.09308), and its gradients likewise.
+    """A 3x3 convolution by Winograd's F(m x m, 3 x 3) (Lavin and Gray, arXiv 1509.09308), and its gradients likewise.
 
-    The maps are cut into tiles of 2 x 2 outputs, each of which needs 4 x 4 inputs. Both, and the filter, are carried by
-    small matrices to 16 places where the convolution is a product of matrices over the channels: [tiles, C] x [C, O].
-    The gradient to x is a convolution with the turned filter, whose transform is that of the filter in another order.
-    transformed: the filters at the 16 places, [16, O, C].
+    The maps are cut into tiles of m x m outputs, m = 2 or 4, each of which needs (m + 2) x (m + 2) inputs. Both, and
+    the filter, are carried by small matrices to (m + 2)^2 places where the convolution is a product of matrices over
+    the channels: [tiles, C] x [C, O]. The gradient to x is a convolution with the turned filter, whose transform is
+    that of the filter in another order.
+    transformed: the filters at the places, [places, O, C].
     """
 
     @staticmethod
     def forward(context, x, transformed):
         count, _, size = x.shape[:3]
-        inputs = _transform("in", _pixels(x), _input_rows(count, size))
-        # Kept, though four times as large as x: to make them again would take a fifth of the time of the gradients.
+        tile = math.isqrt(transformed.shape[0]) - 2
+        inputs = _transform("in", tile, _pixels(x), _input_rows(count, size, tile))
+        # Kept, though larger than x: to make them again would take a fifth of the time of the gradients.
         context.save_for_backward(inputs, transformed)
-        context.size, context.wanted = size, [not given.stop_gradient for given in (x, transformed)]
-        return _maps("out", paddle.matmul(inputs, transformed, transpose_y=True), count, size)
+        context.size, context.tile = size, tile
+        context.wanted = [not given.stop_gradient for given in (x, transformed)]
+        return _maps("out", tile, paddle.matmul(inputs, transformed, transpose_y=True), count, size)
 
     @staticmethod
     def backward(context, y_gradient):
         inputs, transformed = context.saved_tensor()
-        count, size = y_gradient.shape[0], context.size
+        count, size, tile = y_gradient.shape[0], context.size, context.tile
         pixels = _pixels(y_gradient)
         to_x = to_transformed = None
         if context.wanted[0]:
-            products = paddle.matmul(_transform("in, turned", pixels, _input_rows(count, size)), transformed)
-            to_x = _maps("out, turned", products, count, size)
+            turned = _transform("in, turned", tile, pixels, _input_rows(count, size, tile))
+            to_x = _maps("out, turned", tile, paddle.matmul(turned, transformed), count, size)
         if context.wanted[1]:
-            of_products = _transform("out, gradient", pixels, _output_rows(count, size))
+            of_products = _transform("out, gradient", tile, pixels, _output_rows(count, size, tile))
             to_transformed = paddle.matmul(of_products, inputs, transpose_x=True)
         return to_x, to_transformed
 
 
 @functools.lru_cache(maxsize=None)
-def _both_axes(name):
+def _one_axis(tile):
+    """What gives the neighbouring outputs of a tile for a filter g from inputs d: OUT @ ((FILTER @ g) * (IN @ d)).
+
+    Matrices by name (arXiv 1509.09308, 4.1). Each evaluates polynomials at the points, and the last row or column at
+    infinity; IN, the other way round, has the coefficients of the polynomials that are 0 at all points but one.
+    """
+    points = POINTS[tile]
+    into, filters = [np.poly(points)[::-1]], [[0, 0, 1]]
+    for point in reversed(points):
+        others, scale = [other for other in points if other != point], abs(point) or 1
+        into.insert(0, [*np.poly(others)[::-1] * scale / np.prod([point - other for other in others]), 0])
+        filters.insert(0, [1 / scale, point / scale, point ** 2 / scale])
+    out = np.array([[*(float(point) ** power for point in points), power == tile - 1] for power in range(tile)])
+    turned = [tile + 1, *(points.index(1 / point) for point in points[1:]), 0]  # the place of g is that of g[::-1]
+    into = np.array(into)
+    return {"in": into, "filter": np.array(filters), "out": out, "out, gradient": out.T, "in, turned": into[turned],
+            "out, turned": out[:, turned]}
+
+
+@functools.lru_cache(maxsize=None)
+def _both_axes(name, tile):
     """A transform of the rows and of the columns of a tile, as one matrix over all its pixels."""
-    one = {"in": IN, "filter": FILTER, "out": OUT, "out, gradient": OUT.T,
-           "in, turned": IN[TURNED], "out, turned": OUT[:, TURNED]}[name]
-    return paddle.to_tensor(np.kron(one, one))
+    one = _one_axis(tile)[name]
+    return paddle.to_tensor(np.kron(one, one).astype("float32"))
 
 
-def _transform(name, pixels, rows):
+def _transform(name, tile, pixels, rows):
     """The tiles whose pixels are the given rows, transformed: [places, tiles, C]."""
-    matrix = _both_axes(name)
+    matrix = _both_axes(name, tile)
     tiles = paddle.gather(pixels, rows).reshape([matrix.shape[1], -1])
     return paddle.matmul(matrix, tiles).reshape([matrix.shape[0], -1, pixels.shape[1]])
 
@@ -153,34 +263,35 @@ def _pixels(x):
     return paddle.concat([x.flatten(2).transpose([0, 2, 1]).reshape([-1, width]), paddle.zeros([1, width], x.dtype)])
 
 
-def _maps(name, products, count, size):
-    """Products [16, tiles, O] transformed to outputs and put together: [N, O, H, W]."""
+def _maps(name, tile, products, count, size):
+    """Products [places, tiles, O] transformed to outputs and put together: [N, O, H, W]."""
     width = products.shape[2]
-    outputs = paddle.matmul(_both_axes(name), products.reshape([16, -1])).reshape([-1, width])
-    pixels = paddle.gather(outputs, _pixel_rows(count, size)).reshape([count, size * size, width])
+    outputs = paddle.matmul(_both_axes(name, tile), products.flatten(1)).reshape([-1, width])
+    pixels = paddle.gather(outputs, _pixel_rows(count, size, tile)).reshape([count, size * size, width])
     return pixels.transpose([0, 2, 1]).reshape([count, width, size, size])
 
 
 @functools.lru_cache(maxsize=64)
-def _input_rows(count, size):
-    """The rows of `_pixels` in the order [4 x 4, N, tiles, tiles]: a tile begins one pixel before its outputs."""
-    rows = _numbered(count, size, before=1, after=1 + size % 2)
-    return _indices([rows[:, y:y + size:2, x:x + size:2] for y in range(4) for x in range(4)])
+def _input_rows(count, size, tile):
+    """The rows of `_pixels` in the order [places, N, tiles, tiles]: a tile begins one pixel before its outputs."""
+    rows = _numbered(count, size, before=1, after=1 + -size % tile)
+    end = size + -size % tile
+    return _indices([rows[:, y:y + end:tile, x:x + end:tile] for y in range(tile + 2) for x in range(tile + 2)])
 
 
 @functools.lru_cache(maxsize=64)
-def _output_rows(count, size):
-    """The rows of `_pixels` in the order [2 x 2, N, tiles, tiles]."""
-    rows = _numbered(count, size, before=0, after=size % 2)
-    return _indices([rows[:, y::2, x::2] for y in range(2) for x in range(2)])
+def _output_rows(count, size, tile):
+    """The rows of `_pixels` in the order [tile x tile, N, tiles, tiles]."""
+    rows = _numbered(count, size, before=0, after=-size % tile)
+    return _indices([rows[:, y::tile, x::tile] for y in range(tile) for x in range(tile)])
 
 
 @functools.lru_cache(maxsize=64)
-def _pixel_rows(count, size):
-    """Where the outputs [2 x 2, N, tiles, tiles] have each pixel of [N, H, W]."""
-    tiles = (size + 1) // 2
-    rows = np.arange(4 * count * tiles ** 2).reshape(2, 2, count, tiles, tiles).transpose(2, 3, 0, 4, 1)
-    return _indices(rows.reshape(count, 2 * tiles, 2 * tiles)[:, :size, :size])
+def _pixel_rows(count, size, tile):
+    """Where the outputs [tile x tile, N, tiles, tiles] have each pixel of [N, H, W]."""
+    tiles = -(-size // tile)
+    rows = np.arange(count * (tile * tiles) ** 2).reshape(tile, tile, count, tiles, tiles).transpose(2, 3, 0, 4, 1)
+    return _indices(rows.reshape(count, tile * tiles, tile * tiles)[:, :size, :size])
 
 
 def _numbered(count, size, before, after):

@@ -24,7 +24,8 @@ from .scores import FREE, SCORES
 RANDOM_WEIGHTS = "random weights"
 #: Settings of a training that the study gives itself.
 OWN = ("save_dir", "resume", "dry_run", "seed", "pretrained", "visualdl")
-KINDS = ("truth", "supernets", "scores")
+KINDS = ("rates", "truth", "supernets", "scores")
+RATE_SEED = 1000  # of the trainings that try learning rates, which are no part of what is compared
 BACKWARD = 3  # a training step costs so many forward passes
 SHARING = 0.5  # of the cost of archs on their own, what the evaluator's tree costs
 
@@ -59,6 +60,7 @@ class Plan:
     images: ImageSet
     tenths: list
     bands: list
+    rates: list
     truth: list
     supernets: list
     scores: list
@@ -114,16 +116,21 @@ def make(settings: StudySettings) -> Plan:
         raise UserError(f"--scores: {len(everything)} archs are too few to be smoothed, {FEWEST} are needed")
     macs = np.mean([arch.macs(*size) for arch in everything])
     context = {"images": _identity(images), "space": space.to_dict()}
-    supernets, subnet_images = [], {}
+    rates, supernets, subnet_images = [], [], {}
     for recipe in recipes:
+        tries = [dataclasses.replace(recipe, lr=rate, rates="", max_epoch=_epochs(recipe, settings.rate_epochs))
+                 for rate in _rates(recipe)]
+        cost = BACKWARD * settings.rate_epochs * len(images.train) * float(macs)
+        rates += [_training("rates", recipe.name, RATE_SEED, each, context, cost) for each in tries]
         recipe = dataclasses.replace(recipe, max_epoch=_epochs(recipe, settings.subnet_epochs))
         steps = recipe.max_epoch * loader.steps_per_epoch(images, recipe.batch_size, 1)
         subnet_images[recipe.name] = steps * recipe.batch_size * recipe.dyna_batch_size
         cost = BACKWARD * subnet_images[recipe.name] * float(macs)
-        supernets += [_training("supernets", recipe.name, seed, recipe, context, cost)
+        how = {"rate_epochs": settings.rate_epochs} if tries else {}
+        supernets += [_training("supernets", recipe.name, seed, recipe, context, cost, more=how)
                       for seed in _seeds(recipe.seeds, f"supernets, {recipe.name}")]
     truth_tasks = _truth_tasks(truth, (*tenths, *bands), size, len(images.train), context)
-    plan = Plan(settings, space, images, tenths, bands, truth_tasks, supernets, [], subnet_images,
+    plan = Plan(settings, space, images, tenths, bands, rates, truth_tasks, supernets, [], subnet_images,
                 _contrasts(settings, names))
     return dataclasses.replace(plan, scores=_score_tasks(plan, everything, float(macs)))
 
@@ -158,11 +165,24 @@ def _seeds(text, where):
     return seeds
 
 
+def _rates(recipe):
+    """The learning rates that are tried; none where there is nothing to choose."""
+    try:
+        rates = [float(part) for part in words(recipe.rates)]
+    except ValueError:
+        rates = [0.0]
+    if len(rates) == 1 or len(set(rates)) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
+        raise UserError(f"supernets, {recipe.name}: rates takes two or more different learning rates, such as "
+                        f"0.1,0.2,0.4; got {quoted(recipe.rates)}")
+    return rates
+
+
 def _epochs(recipe, subnet_epochs):
     """Epochs at which a recipe costs as much as the others, in subnet-images."""
     if subnet_epochs % recipe.dyna_batch_size:
-        raise UserError(f"--subnet_epochs {subnet_epochs} is no multiple of the {recipe.dyna_batch_size} subnets per "
-                        f"step (dyna_batch_size) of {quoted(recipe.name)}, so its cost cannot be that of the others")
+        raise UserError(f"--subnet_epochs (or --rate_epochs) {subnet_epochs} is no multiple of the "
+                        f"{recipe.dyna_batch_size} subnets per step (dyna_batch_size) of {quoted(recipe.name)}, so its "
+                        "cost cannot be that of the others")
     return subnet_epochs // recipe.dyna_batch_size
 
 
@@ -177,14 +197,17 @@ def _truth_tasks(settings, parts, size, images, context):
                       BACKWARD * settings.max_epoch * images * arch.macs(*size), arch) for arch, seed in pairs]
 
 
-def _training(kind, name, seed, settings, context, cost, arch=None):
-    """A training; what its result depends on are the settings that are not the default ones, and what they lead to."""
+def _training(kind, name, seed, settings, context, cost, arch=None, more=None):
+    """A training; what its result depends on are the settings that are not the default ones, and what they lead to.
+
+    more: settings of the study that it depends on.
+    """
     settings = dataclasses.replace(settings, seed=seed)
     values, defaults = config.as_data(settings), config.as_data(type(settings)())
     left_out = {item.name for item in dataclasses.fields(settings) if item.metadata["resumable"]} - {"max_epoch"}
     left_out |= {"name", "seeds", "space", "seed"}
     own = {name: value for name, value in values.items() if name not in left_out and value != defaults[name]}
-    made_by = {"settings": own, "seed": seed, "arch": arch and arch.code, **context}
+    made_by = {"settings": {**own, **(more or {})}, "seed": seed, "arch": arch and arch.code, **context}
     return Task(kind, name, seed, settings, made_by, float(cost), arch)
 
 

@@ -21,7 +21,9 @@ LEGEND_OF_CONTRASTS = (
     "Detectable: the difference that this study finds with 80 % power.")
 LEGEND_OF_COSTS = (
     "Every recipe costs {} epochs times subnets per step, so the number of forward and backward passes of one subnet "
-    "on one image is the same; its epochs follow from its subnets per step. Seconds are those of the steps on the "
+    "on one image is the same; its epochs follow from its subnets per step. Where several learning rates (per 256 "
+    "images) were tried, the one was taken with the lowest loss of the largest and the smallest net on training images "
+    "after trainings that cost {}. Seconds are those of the steps on the "
     "machine that ran them, mean over seeds; further passes of an objective show there alone.")
 
 
@@ -64,15 +66,15 @@ def markdown(plan: Plan, figures: dict) -> str:
             f"trainings of one arch by {truth['noise']:.2f}; reliability of one training "
             f"{truth['reliability_of_one']:.3f}, of the means {truth['reliability_of_means']:.3f}, so a perfect "
             f"ranking would reach a tau of about {truth['tau_ceiling']:.3f} and an r of "
-            f"{truth['pearson_ceiling']:.3f}; {truth['pairs_told_apart']:.0%} of the pairs are told apart (two standard "
-            "errors)"]
+            f"{truth['pearson_ceiling']:.3f}; {truth['pairs_told_apart']:.0%} of the pairs are told apart (two "
+            "standard errors)"]
     lines += ["", "## Rankings", "", _table([HEADING, *map(_cells, rows)]), "",
               LEGEND.format(figures["resamples"]), ""]
     if figures["contrasts"]:
         lines += ["## Contrasts, named beforehand", "", _table(_contrasts(figures["contrasts"])), "",
                   LEGEND_OF_CONTRASTS, ""]
     lines += ["## Cost", "", _table(_costs(plan, figures)), "",
-              LEGEND_OF_COSTS.format(plan.settings.subnet_epochs), ""]
+              LEGEND_OF_COSTS.format(plan.settings.subnet_epochs, plan.settings.rate_epochs), ""]
     return "\n".join(lines)
 
 
@@ -104,10 +106,12 @@ def _contrasts(contrasts):
 
 def _costs(plan, figures):
     reference = figures["cost"][plan.default]["seconds"]
-    rows = [["recipe", "subnets per step", "epochs", "subnet-images", "seconds", f"of {plan.default}'s"]]
+    rows = [["recipe", "learning rate", "subnets per step", "epochs", "subnet-images", "seconds",
+             f"of {plan.default}'s"]]
     for name, cost in figures["cost"].items():
         seconds = cost["seconds"]
-        rows.append([name, str(cost["subnets_per_step"]), str(cost["epochs"]), f"{cost['subnet_images']:,}",
+        rates = " ".join(f"{rate:g}" for rate in cost["learning_rates"])
+        rows.append([name, rates, str(cost["subnets_per_step"]), str(cost["epochs"]), f"{cost['subnet_images']:,}",
                      "" if seconds is None else f"{seconds:.1f}",
                      f"{seconds / reference:.2f}" if seconds and reference else ""])
     return rows

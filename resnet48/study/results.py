@@ -1,4 +1,4 @@
-"""What a study has found: its results as arrays, and the statistics of them as plain data. No Paddle in here."""
+"""What a study has found: its results as arrays, and the statistics of them as plain data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from ..ranking.intervals import Interval, percentile_interval
 from ..system.errors import UserError
 from . import statistics
-from .plan import RANDOM_WEIGHTS, Plan, Task, words
+from .plan import KINDS, RANDOM_WEIGHTS, Plan, Task, words
 from .scores import FREE, SCORES, Evaluated
 
 DECIMALS = 4  # of what is written
@@ -19,7 +19,8 @@ class Found:
     """The results that are there. n archs have a truth; everything is in their order.
 
     trainings: for each arch what its trainings gave. rankings: (name, way) -> float64 [seeds, n]; the way of a free
-    ranking is `free`. seconds: of the trainings of each recipe. missing: how many results of each kind are not there.
+    ranking is `free`. seconds, learning_rates: of the trainings of each recipe. missing: how many results of each kind
+    are not there.
     """
 
     codes: list
@@ -29,6 +30,7 @@ class Found:
     rankings: dict
     seeds: dict
     seconds: dict
+    learning_rates: dict
     truth_seconds: float
     missing: dict
 
@@ -62,13 +64,14 @@ def collect(plan: Plan, read: Callable[[Task], dict], has: Callable[[Task], bool
             rows.setdefault((task.name, way), []).append(SCORES[way](found)[kept])
     for name in words(plan.settings.free):
         rows[name, "free"] = [np.array([FREE[name](arch, size, classes) for arch in archs])]
-    seconds = {name: [read(task)["seconds"] for task in plan.supernets if task.name == name and has(task)]
-               for name in plan.names}
-    missing = {kind: sum(not has(task) for task in getattr(plan, kind)) for kind in ("truth", "supernets", "scores")}
+    trained = {name: [read(task) for task in plan.supernets if task.name == name and has(task)] for name in plan.names}
+    seconds = {name: [each["seconds"] for each in some] for name, some in trained.items()}
+    rates = {name: {each["settings"]["lr"] for each in some} for name, some in trained.items()}
+    missing = {kind: sum(not has(task) for task in getattr(plan, kind)) for kind in KINDS}
     return Found([arch.code for arch in archs], [of_arch[arch.code] for arch in archs], plan.band_of()[kept],
                  np.log([arch.macs(size, classes) for arch in archs]),
-                 {key: np.array(values, "float64") for key, values in rows.items()}, seeds, seconds, truth_seconds,
-                 missing)
+                 {key: np.array(values, "float64") for key, values in rows.items()}, seeds, seconds, rates,
+                 truth_seconds, missing)
 
 
 def analyse(plan: Plan, found: Found) -> dict:
@@ -167,6 +170,7 @@ def _costs(plan, found):
                    "epochs": next(task.settings.max_epoch for task in plan.supernets if task.name == name),
                    "subnets_per_step": next(task.settings.dyna_batch_size for task in plan.supernets
                                             if task.name == name),
+                   "learning_rates": sorted(found.learning_rates[name]),
                    "seconds": _rounded(np.mean(found.seconds[name])) if found.seconds[name] else None}
             for name in plan.names}
 

@@ -1,6 +1,7 @@
 """Running a study: tasks whose results are files, by any number of processes that share a folder.
 
     OUTPUT/archs.json                              the archs, as an arch list
+    OUTPUT/rates/NAME-s1000-DIGEST.json            one try of a learning rate: its loss on training images
     OUTPUT/truth/CODE-s0-DIGEST.json               one training of one arch: accuracy, settings, seconds
     OUTPUT/supernets/NAME-s0-DIGEST.json, .../     one supernet, and the folder of its training
     OUTPUT/scores/NAME-s0-DIGEST.json              what its evaluation has counted
@@ -106,7 +107,8 @@ def _work(settings):
         for kind in KINDS:
             os.makedirs(os.path.join(settings.output, kind), exist_ok=True)
             locks.remove_leftovers(os.path.join(settings.output, kind), lambda name: name)
-        for task in filter(folder.has, (*plan.truth, *plan.scores)):  # a process may have been killed before it could
+        # A process may have been killed before it could.
+        for task in filter(folder.has, (*plan.rates, *plan.truth, *plan.scores)):
             folder.clear(task)
         archs = {f"arch{place}": {"acc": 0.0, "arch": arch.code} for place, arch in enumerate(plan.archs, 1)}
         files.write_json(os.path.join(settings.output, "archs.json"), archs)
@@ -115,7 +117,7 @@ def _work(settings):
         progress = _Progress(plan, folder, wanted)
         try:
             # What others wait for comes first, and many short tasks come last, so that nobody waits for long.
-            for kinds in (("supernets", "truth"), ("scores",)):
+            for kinds in (("rates",), ("supernets", "truth"), ("scores",)):
                 tasks = [task for kind in kinds if kind in wanted for task in getattr(plan, kind)]
                 for _ in run_tasks(folder, tasks, _doing(plan, folder, progress), (0, 1)):
                     if signals.launcher_is_gone():
@@ -135,9 +137,11 @@ def _doing(plan: Plan, folder: Folder, progress: "_Progress") -> Callable[[Task]
             with _quiet(place + ".log"):
                 if task.kind == "truth":
                     result = trainings.train_arch(task.arch, settings)
+                elif task.kind == "rates":
+                    result = trainings.try_rate(settings)
                 elif task.kind == "supernets":
                     result = {"subnet_images": plan.subnet_images[task.name],
-                              **trainings.train_supernet(settings)}
+                              **trainings.train_supernet(_at_best_rate(plan, folder, task.name, settings))}
                 else:
                     result = _scored(plan, folder, task)
         except UserError as error:
@@ -147,6 +151,17 @@ def _doing(plan: Plan, folder: Folder, progress: "_Progress") -> Callable[[Task]
         progress.done(task, time.perf_counter() - started)
 
     return do
+
+
+def _at_best_rate(plan, folder, name, settings):
+    """The settings of a recipe's supernets with the learning rate whose try had the lowest loss, if any were tried."""
+    tries = [task for task in plan.rates if task.name == name]
+    if not all(map(folder.has, tries)):
+        raise UserError("its learning rate is not chosen yet; without --only, or with --only rates, it will be")
+    if not tries:
+        return settings
+    best = min(tries, key=lambda task: folder.read(task)["loss"])
+    return dataclasses.replace(settings, lr=best.settings.lr)
 
 
 def _scored(plan, folder, task):
@@ -183,7 +198,7 @@ class _Progress:
     def _say(self):
         left = {kind: [task for task in tasks if not self.folder.has(task)] for kind, tasks in self.tasks.items()}
         text = "study: " + ", ".join(f"{kind} {len(self.tasks[kind]) - len(tasks)} of {len(self.tasks[kind])}"
-                                     for kind, tasks in left.items())
+                                     for kind, tasks in left.items() if self.tasks[kind])
         cost = sum(task.cost for tasks in left.values() for task in tasks)
         if self.cost and cost:
             text += f"; about {_duration(cost * self.seconds / self.cost / self._at_work())} left"

@@ -1,4 +1,4 @@
-"""Ways to score archs: by what a supernet's evaluation has counted, and by what costs nothing. No Paddle in here.
+"""Ways to score archs: by what a supernet's evaluation has counted, and by what costs no training.
 
 A new way is a function and a line in its dictionary. A higher score means a better arch.
 """
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..nets.zen_score import zen_score
 from ..ranking import rankings, smoothing
 from ..space.arch import ArchConfig
 
@@ -54,4 +55,5 @@ FREE: dict[str, Callable[[ArchConfig, int, int], float]] = {
     "macs": lambda arch, size, classes: arch.macs(size, classes),
     "params": lambda arch, size, classes: arch.params(classes),
     "depth": lambda arch, size, classes: sum(arch.depths),
+    "zen_score": lambda arch, size, classes: zen_score(arch, size),
 }

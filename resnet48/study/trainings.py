@@ -22,6 +22,7 @@ from ..training import checkpoint, loop, recipes
 #: What says which images there are and how they are shown.
 IMAGE_SETTINGS = (*(item.name for item in dataclasses.fields(ImageSettings)), "crop_scale", "train_images")
 CALIBRATION_SEED = 0  # the same images for every supernet
+TRIED_IMAGES = 2000  # training images on which learning rates are compared
 
 _images = {}  # by the values of IMAGE_SETTINGS
 
@@ -44,9 +45,24 @@ def train_arch(arch: ArchConfig, settings: TrainSettings) -> dict:
 
 def train_supernet(settings: SupernetSettings) -> dict:
     """Train a supernet, or go on with it. No accuracy of any arch is looked at."""
-    images, space = load_images(settings), space_file.of(settings)
-    _fit(lambda: Supernet(space, len(images.classes)), recipes.supernet(settings, space), images, settings, None)
+    _fit_supernet(settings)
     return _of_training(settings)
+
+
+def try_rate(settings: SupernetSettings) -> dict:
+    """Train a supernet with a learning rate; its loss on training images, as plain data.
+
+    loss: the mean cross-entropy in nats of the largest and the smallest net, calibrated, on TRIED_IMAGES of the
+    training images under the evaluation transform. No validation image is looked at, and no other arch.
+    """
+    net, images = _fit_supernet(settings), load_images(settings)
+    calibration = accuracy.calibration_images(images, settings.calib_images, CALIBRATION_SEED)
+    pixels, labels = _tried(_which(settings))
+    ends = {"largest": net.space.largest(), "smallest": net.space.smallest()}
+    sums = accuracy.one_by_one(net, ends.values(), calibration, pixels, labels, settings.batch_size)
+    column = counts.COLUMNS.index("cross_entropy")
+    losses = {name: float(counts.in_nats(each)[column]) / len(labels) for name, each in zip(ends, sums)}
+    return {"loss": sum(losses.values()) / len(losses), "losses": losses, **_of_training(settings)}
 
 
 def evaluate(codes: Sequence[str], settings: SupernetSettings, val_images: int, folder: str, trained: bool) -> dict:
@@ -75,6 +91,13 @@ def evaluate(codes: Sequence[str], settings: SupernetSettings, val_images: int, 
 
 
 @functools.cache
+def _tried(which):
+    images = _images[which]
+    chosen = datasets.balanced_sample(images.train.labels, TRIED_IMAGES, seed=1)
+    return datasets.decode(images.train, chosen, images.size, images.workers)
+
+
+@functools.cache
 def _validate(which, batch_size):
     return accuracy.validate_standalone(_images[which], batch_size)
 
@@ -86,6 +109,19 @@ def _sample(which, val_images, calib_images):
 
 def _which(settings):
     return tuple(getattr(settings, name) for name in IMAGE_SETTINGS)
+
+
+def _fit_supernet(settings):
+    """Train a supernet without a validation; the net."""
+    images, space = load_images(settings), space_file.of(settings)
+    nets = []
+
+    def make():
+        nets.append(Supernet(space, len(images.classes)))
+        return nets[0]
+
+    _fit(make, recipes.supernet(settings, space), images, settings, None)
+    return nets[0]
 
 
 def _fit(make, stages, images, settings, validate):

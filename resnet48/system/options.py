@@ -363,6 +363,8 @@ class StudiedRecipeSettings(SupernetSettings):
 
     name: str = option("", "what the report calls it")
     seeds: str = option("0,1,2", "a supernet is trained with each", listable=True)
+    rates: str = option("", "learning rates, such as 0.1,0.2,0.4, of which the one is taken that in a shorter training "
+                            "has the lowest loss on training images [--lr alone]", listable=True)
 
 
 @dataclass(frozen=True)
@@ -379,8 +381,8 @@ class StudySettings(Settings):
     output: str = option("output/study", "folder of the study; processes that name the same one share the work",
                          path=True)
     processes: int = option(1, "how many to start, of one thread each", ge=1)
-    only: str | None = option(None, "only this part: truth, supernets, scores, or the report of what is there",
-                              choices=("truth", "supernets", "scores", "report"), unset="all")
+    only: str | None = option(None, "only this part: rates, truth, supernets, scores, or the report of what is "
+                                    "there", choices=("rates", "truth", "supernets", "scores", "report"), unset="all")
     spread: int = option(120, "archs spread over the space, as many in each tenth of its MACs", ge=0)
     bands: int = option(40, "archs in two bands of nearly equal MACs", ge=0)
     arch_seed: int = option(0, "of the choice of archs", ge=0, le=MAX_SEED)
@@ -389,10 +391,11 @@ class StudySettings(Settings):
     supernets: tuple[dict, ...] = option((), "in a YAML file: a list of recipes under test, each with a name, its "
                                              "seeds and what it is: recipe, sampler, objective, lr and so on")
     subnet_epochs: int = option(60, "the cost of every supernet: epochs times subnets per step", ge=1)
+    rate_epochs: int = option(20, "the cost of a training that tries a learning rate, likewise", ge=1)
     random_weights: int = option(3, "supernets with random weights, which show what training adds", ge=0)
     scores: str = option("top1", "how supernets are scored; the first is the one that contrasts are about",
                          listable=True)
-    free: str = option("macs,params,depth", "rankings that cost no training", listable=True)
+    free: str = option("macs,params,depth,zen_score", "rankings that cost no training", listable=True)
     contrasts: tuple[ContrastSettings, ...] = option((), "in a YAML file: a list of differences to test, each with one "
                                                          "and other, named before the study is run")
     default: str | None = option(None, "the recipe that is shown beside the best one [the first]")

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 
 from ..images import cache, datasets, loader
-from ..nets import layers
+from ..nets import conv_algorithms, layers
 from ..system import files, locks, runtime
 from ..system.errors import Stopped, UserError
 from ..system.options import TrainSettings
@@ -131,8 +131,9 @@ def _gradients(objective, precision, net, archs, pixels, labels, moment, parts=1
     gradients, forward = objectives.Gradients(net, precision.scale, parts), precision.net(net)
     batch = [(pixels, labels)] if parts == 1 else zip(paddle.split(pixels, parts), paddle.split(labels, parts))
     for part, (some_pixels, some_labels) in enumerate(batch):
-        objective.step(forward, archs, datasets.normalize(some_pixels), some_labels, gradients,
-                       moment._replace(part=part))
+        images = datasets.normalize(some_pixels)
+        with conv_algorithms.shared_images(images):
+            objective.step(forward, archs, images, some_labels, gradients, moment._replace(part=part))
     return gradients.means()
 
 
