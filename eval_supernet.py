@@ -1,4 +1,4 @@
-"""Everything after training: plan and run the evaluation, see how far it is, score, rank, verify, bundle, export a subnet."""
+"""Everything after training: plan and run the evaluation, see how far it is, score, rank, verify, bundle, export."""
 
 import dataclasses
 import tempfile
@@ -40,9 +40,10 @@ def run(settings):
     root = journal_root(settings.output)
     with runtime.stoppable("nothing is kept of --one_by_one" if settings.one_by_one else
                            f"what is finished is kept in {root}, the same command resumes"):
+        digests = sample.fingerprints(None if settings.one_by_one else root)
         counts, total = evaluated(net, digest, chosen, sample, settings, root)
     about = {"net": checkpoint.describe(net), "image_size": images.size, "settings": dataclasses.asdict(settings),
-             "versions": runtime.versions(), "images": sample.fingerprints(None if settings.one_by_one else root)}
+             "versions": runtime.versions(), "images": digests}
     runtime.log_main(submission.write_submission(settings.output, settings.archs, digest, entries, chosen, counts,
                                                  total, about, resume.unfinished(found.state)))
 

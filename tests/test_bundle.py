@@ -30,7 +30,7 @@ def made(tmp_path_factory):
 
 def words(made, output, **other):
     paths = {"submission": made / "s.json", "archs": made / "list.json", "checkpoint": made / "train", **other}
-    return [SCRIPT, "bundle", *(word for name, path in paths.items() for word in (f"--{name}", path)), "--output", output]
+    return [SCRIPT, "bundle", *(f"--{name}={path}" for name, path in paths.items()), "--output", output]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A subnet as an ONNX model, for runtimes other than Paddle's; paddle2onnx and onnxruntime are optional requirements."""
+"""A subnet as an ONNX model, for runtimes other than Paddle's; paddle2onnx and onnxruntime are optional."""
 
 import importlib.util
 import os
@@ -74,7 +74,7 @@ def save_onnx(net: paddle.nn.Layer, image_size: int, path: str) -> None:
                                text=True, errors="replace", env={**os.environ, "PIP_NO_INDEX": "1"})
         if ended.returncode:
             why = ([line for line in ended.stderr.splitlines() if line.strip()] or ["no message"])[-1]
-            raise UserError(f"paddle2onnx cannot convert what Paddle {paddle.__version__} writes, or onnxruntime cannot "
+            raise UserError(f"paddle2onnx cannot convert what Paddle {paddle.__version__} writes, or onnxruntime not "
                             f"run it ({why.strip()}); paddle2onnx 2.1.0 is for Paddle 3, 1.3.1 for Paddle 2.6")
         found, expected = np.load(place["logits.npy"]), net(paddle.to_tensor(images)).numpy()
         if found.shape != expected.shape or not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):

@@ -34,7 +34,8 @@ def write(path: str, members: Mapping[str, bytes | str]) -> None:
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
                 for name, content in members.items():
                     member = zipfile.ZipInfo(name, FIRST_TIME)
-                    member.compress_type, member.external_attr, member.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
+                    member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+                    member.create_system = 3  # Unix, which the attributes are of
                     with _opened(content) as source, archive.open(member, "w", force_zip64=True) as target:
                         shutil.copyfileobj(source, target, 1 << 20)
         else:

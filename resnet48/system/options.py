@@ -328,8 +328,8 @@ class ExportSettings(ImageSettings, CalibrationSettings, SeedSettings):
     output: str = option("output/subnet", "path of the inference model, without ending", path=True)
     format: str = option("paddle", "paddle (for paddle.inference) or onnx (needs requirements-onnx.txt)",
                          choices=("paddle", "onnx"))
-    int8: bool = option(False, "quantise weights and features to 8 bits, with ranges measured on the calibration images "
-                               "by PaddleSlim; writes --output.int8.* and says what it costs in accuracy")
+    int8: bool = option(False, "quantise weights and features to 8 bits by PaddleSlim, with ranges measured on the "
+                               "calibration images; writes --output.int8.* and says what it costs in accuracy")
 
 
 # --- arch codes -------------------------------------------------------------------------------------------------------
