@@ -73,7 +73,7 @@ def test_sizes_below_what_makes_sense_are_refused_by_every_command(tmp_path, mon
      "--objective cross_entropy(label_smoothing=x): label_smoothing takes a value of type float, got 'x'"),
     (("--objective", "cross_entropy(0.1)"), "--objective cross_entropy(0.1): '0.1' is not of the form key=value"),
     (("--objective", "cross entropy"), "--objective takes a name or name(key=value, ...), got 'cross entropy'"),
-    (("--sampler", "random"), "--sampler takes uniform, sandwich, largest_and_random, fair, "),
+    (("--sampler", "random"), "--sampler takes uniform, sandwich, largest, largest_and_random, fair, "),
     (("--sampler", "uniform(a=1)"), "--sampler uniform(a=1): there is no hyper-parameter 'a'; there are none"),
     (("--stages", "two"), "--stages is a list of mappings in a YAML file, got 'two'"),
     (("--recipe", "none"), "--recipe takes the name of a file in configs/ ("),
@@ -104,7 +104,7 @@ def test_a_wrong_yaml_file_is_refused(here, text, sentence):
 
 @pytest.mark.parametrize("words, sentence", [
     (("train_supernet.py",), "missing command: run"), (("pretrain.py", "rum"), "invalid choice: 'rum'"),
-    (("eval_supernet.py", "rank"), "invalid choice: 'rank'"), (("pretrain.py", "run"), "--arch is needed"),
+    (("eval_supernet.py", "rang"), "invalid choice: 'rang'"), (("pretrain.py", "run"), "--arch is needed"),
     (("pretrain.py", "truth"), "--archs is needed"), (("eval_supernet.py", "run"), "--checkpoint is needed"),
     (EVALUATION[:4], "--archs is needed"), (("eval_supernet.py", "plan"), "--archs is needed"),
     (("eval_supernet.py", "status"), "there is no evaluation in output/submission.journal"),
