@@ -129,11 +129,15 @@ def report(settings):
     files.require_output("--page", target, {"--output": paths.submission, "--truth": paths.truth,
                                             "--checkpoint": paths.metrics}, page.reason_to_keep)
     found = gathered.gather(paths, settings.seed)
+    try:
+        trained = paths.run_folder and checkpoint.weights_digest(paths.run_folder)
+    except UserError:  # no checkpoint is there yet, or no more
+        trained = None
     archs = list(found.found.archs.values())
     shared = tree_forward.cost(prefix_tree.traversal(archs, found.split), found.image_size, found.num_classes)
     print(page.write(target, paths, found, page.Sharing(
         sum(len(arch.nodes()) for arch in archs), shared.nodes,
-        prefix_tree.separate_macs(archs, found.image_size, found.num_classes), shared.macs)))
+        prefix_tree.separate_macs(archs, found.image_size, found.num_classes), shared.macs), trained))
 
 
 def verify(settings):

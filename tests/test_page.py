@@ -14,6 +14,7 @@ from resnet48.ranking import gathered, score, submission, svg
 from resnet48.space.arch import FULL, ArchConfig
 from resnet48.space.arch_list import Entry
 from resnet48.space.split import Split
+from resnet48.training import checkpoint
 
 SPACE = FULL.narrowed((4, 6, 8, 12), 1)
 IMAGES, SIZE, CLASSES = 360, 32, 10
@@ -200,6 +201,18 @@ def test_a_picture_of_many_points_loses_none_and_stays_small():
     axes = svg.Axes(svg._extent(x), svg._extent(y))
     dots = {(int(a), int(b)) for a, b in zip(axes.x(x) // 2, axes.y(y) // 2)}
     assert picture.count("h0") == len(dots) > 4000
+
+
+@pytest.mark.parametrize("digest, told", [("1" * 64, False), ("2" * 64, True), (None, False)])
+def test_curves_of_other_weights_than_those_evaluated_are_told(run, monkeypatch, digest, told):
+    def weights_digest(path):
+        assert path == str(run / "train")
+        if digest is None:
+            raise checkpoint.CheckpointError("no checkpoint")
+        return digest
+
+    monkeypatch.setattr(checkpoint, "weights_digest", weights_digest)
+    assert ("are not those that were evaluated" in report(run).text()) == told
 
 
 # ---- what is missing

@@ -27,6 +27,11 @@ class Sources(NamedTuple):
     truth: str | None
     metrics: str | None
 
+    @property
+    def run_folder(self) -> str | None:
+        """Where the metrics lie."""
+        return self.metrics and os.path.dirname(os.path.abspath(self.metrics))
+
 
 class Gathered(NamedTuple):
     """The content of `Sources`.

@@ -43,14 +43,14 @@ class Sharing(NamedTuple):
     macs_shared: int
 
 
-def write(path: str, paths: Sources, gathered: Gathered, sharing: Sharing) -> str:
-    """Write the page, whole or not at all; returns a line for the log."""
-    files.write_text(path, html_page(paths, gathered, sharing))
+def write(path: str, paths: Sources, gathered: Gathered, sharing: Sharing, trained: str | None = None) -> str:
+    """Write the page, whole or not at all; returns a line for the log. See `html_page`."""
+    files.write_text(path, html_page(paths, gathered, sharing, trained))
     return f"wrote {path}: a page for the browser, which needs no network"
 
 
-def html_page(paths: Sources, gathered: Gathered, sharing: Sharing) -> str:
-    """The whole page."""
+def html_page(paths: Sources, gathered: Gathered, sharing: Sharing, trained: str | None = None) -> str:
+    """The whole page. trained: SHA-256 of the newest weights in the folder of the training, None where not known."""
     style, script = (_asset(name) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     title = text(f"Supernet: {os.path.basename(paths.submission)}")
@@ -62,7 +62,7 @@ def html_page(paths: Sources, gathered: Gathered, sharing: Sharing) -> str:
         f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n",
         _summary(paths, gathered), "</header>\n<main>\n",
         _section("Score", _score(gathered.score)), _section("Accuracy against MACs", _macs(gathered)),
-        _section("Training", _training(gathered.metrics)), _section("Sharing", _sharing(gathered, sharing)),
+        _section("Training", _training(gathered, trained)), _section("Sharing", _sharing(gathered, sharing)),
         _section("Manifest", _manifest(gathered.manifest)), f"</main>\n<script>{script}</script>\n</body>\n</html>\n"])
 
 
@@ -79,7 +79,7 @@ def reason_to_keep(path: str) -> str | None:
 def _summary(paths, gathered):
     found, manifest, score = gathered.found, gathered.manifest, gathered.score
     accuracies = list(found.accuracies.values())
-    facts = [("archs", len(found.archs), f"{found.unmeasured} more not measured" if found.unmeasured else ""),
+    facts = [("archs", f"{len(found.archs):,}", f"{found.unmeasured} more not measured" if found.unmeasured else ""),
              ("top-1 in the supernet",
               f"{_accuracy(min(accuracies))}–{_accuracy(max(accuracies))}" + " %" * (_unit(accuracies) == "%"), "")]
     if isinstance(score, scoring.Score):
@@ -148,7 +148,8 @@ def _macs(gathered):
             + _table("archs", [f"top-1 ({unit})", prefix, "parameters", "widths", "code"], rows))
 
 
-def _training(metrics):
+def _training(gathered, trained):
+    metrics, evaluated = gathered.metrics, gathered.manifest.get("checkpoint_sha256")
     if metrics is None:
         return _sentence("There is no `metrics.csv` of the training beside the submission; --checkpoint names its run "
                          "folder.")
@@ -169,7 +170,11 @@ def _training(metrics):
             said = f"From {np.nanmin(values):.4g} to {np.nanmax(values):.4g}."
             pictures.append((svg.lines(name, f"{what} over epochs".capitalize(), said, "epoch", what,
                                        [svg.Curve(what, epochs, values)]), ""))
-    return (f"<p>{metrics['step'][-1]:,.0f} steps, {epochs[-1]:.4g} epochs.</p>\n" + _figures(*pictures))
+    said = f"{metrics['step'][-1]:,.0f} steps, {epochs[-1]:.4g} epochs."
+    if trained and evaluated and trained != evaluated:
+        said += (" The newest weights of this run are not those that were evaluated: it is another run, or has gone on "
+                 "since.")
+    return _sentence(said) + _figures(*pictures)
 
 
 def _sharing(gathered, sharing):

@@ -17,7 +17,7 @@ from .intervals import Interval
 WIDTH, HEIGHT = 400, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 42  # around the axes
 POINTS_PER_LINE = 200  # of a curve; more are averaged
-NAMED = 500  # up to so many points, each says what it is
+NAMED = 1000  # up to so many points, each says what it is
 LEVELS = 4  # of density, where there are more
 STYLES = 6  # of curves
 
