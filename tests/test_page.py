@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -251,6 +252,20 @@ def test_files_elsewhere_are_named_by_flags(run, tmp_path):
     assert "--checkpoint " in refusal(("eval_supernet.py", "report", "--output", run, "--checkpoint", run), tmp_path)
 
 
+@pytest.mark.parametrize("rows", ["", "1,1,inf,nan\n2,2,1e308,-1e308\n", "1,1,0.1,\n", "1,1,5,5\n2,2,5,5\n",
+                                  "1,1,1e-320,1e99\n2,2,2e-320,1e-99\n"])
+def test_any_numbers_of_a_training_make_a_page(run, rows):
+    (run / "train" / "metrics.csv").write_text("epoch,step,lr,loss_a\n" + rows)
+    page = report(run)
+    assert not {"nan", "inf"} & {word for tag, found in page.elements if tag in ("path", "circle")
+                                 for value in found.values() for word in re.findall("[a-z]+", value)}
+
+
+def test_one_arch_alone_is_the_front(tmp_path):
+    make(tmp_path / "run", count=1)
+    assert len(report(tmp_path / "run").rows["archs"]) == 2
+
+
 def test_a_line_that_is_still_being_written_is_left_out(run):
     with open(run / "train" / "metrics.csv", "a") as file:
         file.write("2,40,0.0")
@@ -261,6 +276,7 @@ def test_a_line_that_is_still_being_written_is_left_out(run):
     ("train/metrics.csv", "epoch,step\n1,x\n", "metrics.csv, line 2: 'x' is no number"),
     ("train/metrics.csv", "epoch,step\n1\n", "metrics.csv, line 2: 1 cells where line 1 names 2 columns"),
     ("train/metrics.csv", "a,b\n1,2\n", "line 1 must name its columns"),
+    ("train/metrics.csv", "epoch,step\n1,\n", "a row does not say its epoch and its step"),
     ("train/metrics.csv", "", "is no table of a training"),
     ("train/metrics.csv", '"epoch,step\n1,2\n', "is no table of a training"),
     ("truth.json", "[]", "truth.json must be one object"),

@@ -18,6 +18,7 @@ from . import measured, submission
 
 #: As train_supernet.sh names them.
 SUBMISSION, TRUTH, METRICS, RUN = "submission.json", "truth.json", "metrics.csv", "train"
+LARGEST = 1e100  # that is drawn
 
 
 class Sources(NamedTuple):
@@ -76,7 +77,7 @@ def gather(paths: Sources, seed: int = 0) -> Gathered:
 
 
 def read_metrics(path: str) -> dict[str, np.ndarray]:
-    """A training's metrics.csv: float64 [rows] by column name, NaN for what a row does not have.
+    """A training's metrics.csv: float64 [rows] by column name, NaN for what a row does not have or no picture can show.
 
     Raises `UserError` for what is not such a file. A last line without its end was cut off in writing and is left out.
     """
@@ -94,8 +95,11 @@ def read_metrics(path: str) -> dict[str, np.ndarray]:
     for place, row in enumerate(rows, 2):
         if len(row) != len(names):
             raise UserError(f"{shown(path)}, line {place}: {len(row)} cells where line 1 names {len(names)} columns")
-    return {name: np.array([_number(cell, path, place) for place, cell in enumerate(column, 2)], "float64")
-            for name, column in zip(names, zip(*rows) if rows else [()] * len(names))}
+    table = {name: np.array([_number(cell, path, place) for place, cell in enumerate(column, 2)], "float64")
+             for name, column in zip(names, zip(*rows) if rows else [()] * len(names))}
+    if not np.isfinite([table["epoch"], table["step"]]).all():
+        raise UserError(f"{shown(path)} is no table of a training: a row does not say its epoch and its step")
+    return table
 
 
 def pareto_front(macs: np.ndarray, accuracies: np.ndarray) -> list[int]:
@@ -127,6 +131,7 @@ def _first_file(*paths):
 
 def _number(cell, path, place):
     try:
-        return float(cell) if cell else np.nan
+        value = float(cell or "nan")
+        return value if abs(value) < LARGEST else np.nan
     except ValueError:
         raise UserError(f"{shown(path)}, line {place}: {quoted(cell)} is no number") from None
