@@ -81,6 +81,11 @@ def test_the_road_from_digits_to_a_scored_submission_and_an_exported_subnet(tmp_
     assert "n = 3 archs in both" in said.out
     assert (tmp_path / "score.md").read_text().strip() == said.out.strip()
     assert (tmp_path / "score.png").read_bytes().startswith(b"\x89PNG")
+    said = good(run("eval_supernet.py", "report", "--output", "out", "--checkpoint", "train", "--truth", "truth.json",
+                    cwd=tmp_path))
+    assert "wrote out/submission.html" in said.out
+    page = (tmp_path / "out" / "submission.html").read_text()
+    assert "Kendall tau" in page and "1 epochs." in page and "not those that were evaluated" not in page
     code = list(listed.values())[0]["arch"]
     said = good(run("eval_supernet.py", "export", "--checkpoint", "train", "--arch", code, *size, "--output",
                     "out/subnet", cwd=tmp_path))
