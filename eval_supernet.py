@@ -1,4 +1,4 @@
-"""Everything after training: plan, run and watch the evaluation, score, rank, verify, report, export a subnet."""
+"""Everything after training: plan, run and watch the evaluation, score, rank, verify, report, bundle, export."""
 
 import dataclasses
 import tempfile
@@ -9,17 +9,17 @@ if __name__ == "__main__":  # before Paddle is imported
     signals.hold()
     streams.outlive_readers()
 
-from resnet48.evaluation import accuracy, evaluator, prefix_tree, tree_forward
+from resnet48.evaluation import accuracy, evaluator, inference_model, prefix_tree, recheck, tree_forward
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
 from resnet48.nets import supernet
-from resnet48.nets.export import require_output, require_path, save_inference
-from resnet48.ranking import gathered, measured, page, rankings, score as scoring, submission
+from resnet48.ranking import (bundle as bundling, gathered, measured, page, provenance, rankings, score as scoring,
+                              submission)
 from resnet48.space import arch_list, space_file
 from resnet48.space.arch import ANY, ArchConfig
-from resnet48.system import config, files, options, runtime
+from resnet48.system import archives, config, files, options, runtime
 from resnet48.system.errors import UserError, exit_on_user_error, shown
-from resnet48.training import checkpoint, resume
+from resnet48.training import checkpoint, portable, resume
 
 
 def run(settings):
@@ -41,9 +41,10 @@ def run(settings):
     root = journal_root(settings.output)
     with runtime.stoppable("nothing is kept of --one_by_one" if settings.one_by_one else
                            f"what is finished is kept in {root}, the same command resumes"):
+        digests = sample.fingerprints(None if settings.one_by_one else root)
         counts, total = evaluated(net, digest, chosen, sample, settings, root)
     about = {"net": checkpoint.describe(net), "image_size": images.size, "settings": dataclasses.asdict(settings),
-             "versions": runtime.versions()}
+             "versions": runtime.versions(), "images": digests}
     runtime.log_main(submission.write_submission(settings.output, settings.archs, digest, entries, chosen, counts,
                                                  total, about, resume.unfinished(found.state)))
 
@@ -144,25 +145,60 @@ def verify(settings):
     """Check a submission against the list it answers and the checkpoint it claims to come from."""
     config.require(settings, "submission", "archs")
     digest = checkpoint.weights_digest(settings.checkpoint) if settings.checkpoint else None
-    findings = submission.verify(settings.submission, settings.archs, digest, settings.allow_unfinished)
-    if findings:
-        raise UserError(f"{shown(settings.submission)} is not ready to submit: " + "; ".join(findings))
+    require_ready(settings.submission, settings.archs, digest, settings.allow_unfinished)
     print(f"{settings.submission} is complete and matches its list and manifest")
+    if settings.recheck:
+        print(rechecked(settings))
+
+
+def require_ready(path, archs, digest, allow_unfinished=False):
+    findings = submission.verify(path, archs, digest, allow_unfinished)
+    if findings:
+        raise UserError(f"{shown(path)} is not ready to submit: " + "; ".join(findings))
+
+
+def rechecked(settings):
+    """Evaluate some archs of a submission again; what was found, as text."""
+    config.require(settings, "checkpoint")
+    runtime.start(settings.device, join=False, channels_last=settings.channels_last)
+    found = checkpoint.load(settings.checkpoint)
+    net, (stated, digests) = checkpoint.build_supernet(found), provenance.evaluation(settings.submission)
+    entries, rows, count = provenance.counts(settings.submission, net.space)
+    images = load_images(provenance.with_images_of(settings, stated), found)
+    checkpoint.require_classes(net, images, settings.checkpoint)
+    sample = accuracy.Sample.of(images, stated.val_images, stated.calib_images, stated.seed)
+    sample.require(digests)
+    return recheck.recheck(net, entries, rows, sample, count, settings.recheck, settings.seed, stated.batch_size,
+                           settings.recheck_tolerance)
+
+
+def bundle(settings):
+    """Put a submission and all that repeats it into one archive: supernet, list, settings, code, commands."""
+    config.require(settings, "submission", "archs", "checkpoint")
+    archives.require_ending("--output", settings.output)
+    found = checkpoint.load(settings.checkpoint)
+    files.require_output("--output", settings.output, {
+        "--submission": settings.submission, "--archs": settings.archs, "--checkpoint": found.weights_file},
+        bundling.reason_to_keep)
+    require_ready(settings.submission, settings.archs, files.sha256_of(found.weights_file))
+    print(bundling.write(settings.output, settings.submission, settings.archs,
+                         *portable.settings(found, bundling.RETRAINED), portable.image_source(found),
+                         portable.members(found, bundling.SUPERNET)))
 
 
 def export(settings):
-    """Write one subnet, calibrated, as an inference model for paddle.inference."""
+    """Write one subnet, calibrated, as an inference model: for paddle.inference, in int8 too, or ONNX."""
     config.require(settings, "checkpoint", "arch")
-    require_path(settings.output)
+    inference_model.require_possible(settings)
     found = checkpoint.load(settings.checkpoint)
-    require_output(settings.output, found.weights_file)
+    inference_model.require_output(settings, found.weights_file)
     net = checkpoint.build_supernet(found)
     arch, images = ArchConfig.parse(settings.arch, net.space), load_images(settings, found)
     checkpoint.require_classes(net, images, settings.checkpoint)
     subnet = supernet.extract(net, arch)
-    accuracy.calibrate_alone(subnet, accuracy.calibration_images(images, settings.calib_images, settings.seed))
-    save_inference(subnet, images.size, settings.output)
-    print(f"wrote {settings.output}.*: input float32 [N, 3, {images.size}, {images.size}], normalised RGB")
+    pixels = accuracy.calibration_images(images, settings.calib_images, settings.seed)
+    accuracy.calibrate_alone(subnet, pixels)
+    print(inference_model.write(subnet, images, pixels, settings))
 
 
 def load_images(settings, found):
@@ -180,7 +216,8 @@ def main(argv=None):
         "run": (run, options.EvalSettings, None), "plan": (plan, options.PlanSettings, None),
         "status": (status, options.StatusSettings, None), "score": (score, options.ScoreSettings, None),
         "rank": (rank, options.RankSettings, None), "verify": (verify, options.VerifySettings, None),
-        "report": (report, options.ReportSettings, None), "export": (export, options.ExportSettings, None)}, argv)
+        "report": (report, options.ReportSettings, None), "bundle": (bundle, options.BundleSettings, None),
+        "export": (export, options.ExportSettings, None)}, argv)
     function(settings)
 
 

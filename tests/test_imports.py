@@ -17,7 +17,7 @@ TEST_FILES = glob.glob(os.path.join(TESTS, "*.py"))
 PACKAGES = {"paddle": "paddlepaddle", "PIL": "pillow", "cv2": "opencv-python", "sklearn": "scikit-learn",
             "yaml": "pyyaml"}
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-OPTIONAL = {"visualdl"}  # for --visualdl, which says how to install it
+OPTIONAL = {"visualdl", "paddleslim"}  # for --visualdl and --int8, which say what is missing
 
 
 def lines(name):

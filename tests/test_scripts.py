@@ -10,7 +10,9 @@ import pytest
 from commands import (DIGITS, LARGEST, NARROW, ROOT, SMALL, SMALLEST, UNTIED, call, good, image_folder, listing, run,
                       write_list)
 
-from resnet48.space.arch import PUBLISHED
+from resnet48.nets.supernet import extract
+from resnet48.space.arch import FULL, PUBLISHED, ArchConfig
+from resnet48.training import checkpoint
 
 RECIPES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "configs", "*.yaml")))
 
@@ -184,6 +186,18 @@ def test_a_subnet_taken_from_a_supernet_is_as_good_as_the_submission_says(tmp_pa
                               supernet)
         assert top1(said) == pytest.approx(entry["acc"], abs=0.01)
     assert not os.path.exists(tmp_path / "none")
+
+
+def test_fine_tuning_begins_with_the_subnet_of_the_supernet_and_trains_all_of_it(tmp_path, photos, supernet):
+    arch = ArchConfig.parse(SMALLEST, FULL.narrowed((2, 4, 8, 16), 1))
+    cut = extract(checkpoint.build_supernet(checkpoint.load(supernet)), arch).state_dict()
+    cut = {name: value.numpy() for name, value in cut.items() if not name.endswith(("._mean", "._variance"))}
+    for lr, moved in ((1e-9, 0), (0.1, 1)):
+        folder = tmp_path / f"lr{lr}"
+        said = standalone_run(photos, folder, "--arch", SMALLEST, "--pretrained", supernet, "--lr", lr)
+        assert f"top-1 of {SMALLEST}: " in said
+        tuned = checkpoint.load(str(folder)).weights
+        assert all((np.abs(tuned[name] - value).max() > 1e-6) == moved for name, value in cut.items())
 
 
 def test_weights_alone_are_enough_to_evaluate_a_subnet_and_to_train_it_on(tmp_path, photos, standalone):

@@ -14,6 +14,7 @@ from ..nets import layers
 from ..nets.supernet import ResNet48, Supernet
 from ..space.arch import ArchConfig, SearchSpace
 from ..system import runtime
+from ..system.errors import UserError
 from . import counts
 
 VALIDATED_RANDOM_ARCHS = 2
@@ -158,6 +159,14 @@ class Sample:
         return {"validation": cache.fingerprint(self.images, self.images.val, self.validation, folder),
                 "calibration": cache.fingerprint(self.images, self.images.train, self.calibration, folder)
                 if len(self.calibration) else None}
+
+    def require(self, digests: dict[str, str | None]) -> None:
+        """Raise `UserError` where `digests`, earlier fingerprints by split, are of other images."""
+        found = self.fingerprints()
+        for split in found.keys() & digests.keys():
+            if found[split] != digests[split]:
+                raise UserError(f"these are not the {split} images of the evaluation: other files, labels, image size "
+                                "or number of images, or another library that resizes them")
 
 
 def _require_enough(count, image_size):

@@ -12,6 +12,7 @@ COLUMNS = ("top1", "top5", "cross_entropy", "first_images", "first_top1", "first
 UNIT = 2.0 ** -24  # nats; a float32 between 1 and 2 is twice as coarse
 #: Nats that one image may count, NaN included: where Paddle's CPU kernel ends. A float64 holds 8 million such exactly.
 LARGEST = 64
+ROUNDING = 1e-5  # nats per image: what chunks of another size may change, see above
 
 
 def first_half(labels: np.ndarray) -> np.ndarray:

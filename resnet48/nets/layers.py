@@ -29,7 +29,9 @@ def batch_norm(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
     that is kept). In evaluation mode: the running ones, which for a subnet are only as good as its calibration.
     """
     width = x.shape[1]
-    mean, variance = layer._mean[:width], layer._variance[:width]  # no gradient goes to them: `split` would be slower
+    mean, variance = layer._mean, layer._variance
+    if width < mean.shape[0]:  # else Paddle 2.6 refuses to export what it takes for a view
+        mean, variance = mean[:width], variance[:width]  # no gradient goes to them: `split` would be slower
     if layer.training:
         # The kernel moves them in place. Take copies and write them back: whether a slice is a view of its parent
         # depends on a flag of the framework, and the graph of another subnet may still need what it saw.

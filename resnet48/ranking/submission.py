@@ -138,7 +138,7 @@ def reason_to_keep(path: str, archs: Sequence[ArchConfig], finished_too: bool = 
 
 def write_manifest(submission: str, arch_list: str, checkpoint: str, net: dict, settings: dict, archs: int,
                    partial: bool, val_images: int, image_size: int, versions: dict[str, str],
-                   unfinished: str | None = None) -> str:
+                   unfinished: str | None = None, images: dict | None = None) -> str:
     """Write the manifest beside the submission at `submission`: what it was made of. Returns the manifest's path.
 
     arch_list, checkpoint: a path, or the SHA-256 as 64 hex digits where it was taken before the evaluation.
@@ -146,6 +146,7 @@ def write_manifest(submission: str, arch_list: str, checkpoint: str, net: dict, 
     archs: how many were scored. partial: whether the list has more. val_images: how many validation images each
     accuracy counts, of image_size pixels. versions: package -> version.
     unfinished: how far the supernet's training was, such as "step 12 of 12000", None where it was finished.
+    images: digests of the images by split.
     Raises `UserError` where a file cannot be read or the manifest cannot be written.
     """
     manifest = {
@@ -160,6 +161,7 @@ def write_manifest(submission: str, arch_list: str, checkpoint: str, net: dict, 
         "net": net,
         "settings": settings,
         "versions": versions,
+        **({"images": images} if images else {}),
     }
     path = files.beside(submission, MANIFEST)
     files.write_json(path, manifest, indent=2)

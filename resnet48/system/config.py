@@ -150,6 +150,16 @@ def as_data(settings: Settings) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
+def path_defaults(config_class: type) -> dict:
+    """Name -> default of every setting that is a path."""
+    return {item.name: item.default for item in dataclasses.fields(config_class) if item.metadata["path"]}
+
+
+def without_paths(settings: Settings, keep: dict) -> Settings:
+    """The same settings with every path at its default, but for those in `keep`: fit for another machine."""
+    return dataclasses.replace(settings, **{**path_defaults(type(settings)), **keep})
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         message = re.sub(f"('[^']{{{LONGEST}}})[^']*'", r"\1...'", message)

@@ -311,11 +311,25 @@ class ReportSettings(SeedSettings):
 
 
 @dataclass
-class VerifySettings(Settings):
+class VerifySettings(ImageSettings, SeedSettings, DeviceSettings):
+    """Images, seed and device are those of --recheck; images that are left open are those of the manifest."""
+
     submission: str = option("", "submission file", path=True)
     archs: str = option("", "arch list it must match", path=True)
     checkpoint: str | None = option(None, "run folder or .pdparams it claims to come from", path=True)
     allow_unfinished: bool = option(False, "take also one from a supernet whose training was stopped before its end")
+    recheck: int | None = option(None, "also evaluate K archs again, drawn by --seed, one by one in float32 from "
+                                       "--checkpoint, on the images that the manifest names or the flags give", ge=1)
+    recheck_tolerance: int = option(0, "images by which hits of these archs may differ, as on another device or in "
+                                       "half precision; 0 also compares cross-entropies, to 1e-5 nats per image", ge=0)
+
+
+@dataclass
+class BundleSettings(Settings):
+    submission: str = option("", "submission file, with its counts and manifest beside it", path=True)
+    archs: str = option("", "arch list it answers", path=True)
+    checkpoint: str = option("", "run folder or .pdparams it comes from", path=True)
+    output: str = option("output/bundle.tar.gz", "file to write, a .tar.gz or .zip archive", path=True)
 
 
 @dataclass
@@ -323,6 +337,10 @@ class ExportSettings(ImageSettings, CalibrationSettings, SeedSettings):
     checkpoint: str = option("", "a supernet's run folder or .pdparams file", path=True)
     arch: str = option("", "arch code of the subnet to export")
     output: str = option("output/subnet", "path of the inference model, without ending", path=True)
+    format: str = option("paddle", "paddle (for paddle.inference) or onnx (needs requirements-onnx.txt)",
+                         choices=("paddle", "onnx"))
+    int8: bool = option(False, "quantise weights and features to 8 bits by PaddleSlim, with ranges measured on the "
+                               "calibration images; writes --output.int8.* and says what it costs in accuracy")
 
 
 # --- arch codes -------------------------------------------------------------------------------------------------------

@@ -7,5 +7,6 @@ that adapt; `fairness` scales gradients.
 Below them stand `optim` (optimizer, learning rate, moving average), `precision` (mixed precision and loss scaling),
 `metrics` (log lines, metrics.csv, VisualDL), `checkpoint` (what is saved, and how it is checked when it is read), with
 `tensor_files` (.pdparams and .pdopt, read without running what is in them), `run_state` (state.json) and
-`foreign_weights` (those of other programs), and `resume` (where a run resumes, and what must not have changed).
+`foreign_weights` (those of other programs), `resume` (where a run resumes, and what must not have changed)
+and `portable` (a finished run for another machine).
 """
