@@ -1,4 +1,4 @@
-"""Everything after training: plan and run the evaluation, see how far it is, score, rank, verify, bundle, export."""
+"""Everything after training: plan, run and watch the evaluation, score, rank, verify, report, bundle, export."""
 
 import dataclasses
 import tempfile
@@ -9,11 +9,12 @@ if __name__ == "__main__":  # before Paddle is imported
     signals.hold()
     streams.outlive_readers()
 
-from resnet48.evaluation import accuracy, evaluator, inference_model, prefix_tree, recheck
+from resnet48.evaluation import accuracy, evaluator, inference_model, prefix_tree, recheck, tree_forward
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
 from resnet48.nets import supernet
-from resnet48.ranking import bundle as bundling, measured, provenance, rankings, score as scoring, submission
+from resnet48.ranking import (bundle as bundling, gathered, measured, page, provenance, rankings, score as scoring,
+                              submission)
 from resnet48.space import arch_list, space_file
 from resnet48.space.arch import ANY, ArchConfig
 from resnet48.system import archives, config, files, options, runtime
@@ -121,6 +122,25 @@ def rank(settings):
     print(rankings.write(settings.output, found, settings.method, image_size, classes))
 
 
+def report(settings):
+    """Write one HTML page of everything that is there: training, score, accuracy against MACs, sharing, manifest."""
+    config.require(settings, "output")
+    paths = gathered.sources(settings.output, settings.truth, settings.checkpoint)
+    target = settings.page or files.beside(paths.submission, ".html")
+    files.require_output("--page", target, {"--output": paths.submission, "--truth": paths.truth,
+                                            "--checkpoint": paths.metrics}, page.reason_to_keep)
+    found = gathered.gather(paths, settings.seed)
+    try:
+        trained = paths.run_folder and checkpoint.weights_digest(paths.run_folder)
+    except UserError:  # no checkpoint is there yet, or no more
+        trained = None
+    archs = list(found.found.archs.values())
+    shared = tree_forward.cost(prefix_tree.traversal(archs, found.split), found.image_size, found.num_classes)
+    print(page.write(target, paths, found, page.Sharing(
+        sum(len(arch.nodes()) for arch in archs), shared.nodes,
+        prefix_tree.separate_macs(archs, found.image_size, found.num_classes), shared.macs), trained))
+
+
 def verify(settings):
     """Check a submission against the list it answers and the checkpoint it claims to come from."""
     config.require(settings, "submission", "archs")
@@ -196,7 +216,8 @@ def main(argv=None):
         "run": (run, options.EvalSettings, None), "plan": (plan, options.PlanSettings, None),
         "status": (status, options.StatusSettings, None), "score": (score, options.ScoreSettings, None),
         "rank": (rank, options.RankSettings, None), "verify": (verify, options.VerifySettings, None),
-        "bundle": (bundle, options.BundleSettings, None), "export": (export, options.ExportSettings, None)}, argv)
+        "report": (report, options.ReportSettings, None), "bundle": (bundle, options.BundleSettings, None),
+        "export": (export, options.ExportSettings, None)}, argv)
     function(settings)
 
 

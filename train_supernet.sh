@@ -1,6 +1,7 @@
 #!/bin/sh
 # From nothing to a submission: set up the environment if needed, train the supernet, evaluate the arch list, write the
-# submission, and score it where there is a truth to score against. Run it again after an interruption: it resumes.
+# submission, score it where there is a truth to score against, and show all that on a page. Run it again after an
+# interruption: it resumes.
 #
 #   sh train_supernet.sh                                   a small supernet on built-in digits, minutes on a CPU
 #   IMAGE_DIR=/data/ILSVRC2012 ARCHS=list.json sh train_supernet.sh     the real thing
@@ -135,4 +136,7 @@ if [ -n "${TRUTH:-}" ]; then
     run alone eval_supernet.py score --submission "$OUTPUT/submission.json" --truth "$TRUTH" \
         --report "$OUTPUT/score.md" --plot "$OUTPUT/score.png"
 fi
-step "done: $(ls "$OUTPUT" | tr '\n' ' ')in $OUTPUT"
+step "one page of all this"
+run alone eval_supernet.py report --output "$OUTPUT/submission.json" --checkpoint "$OUTPUT/train" \
+    ${TRUTH:+--truth "$TRUTH"}
+step "done: $(ls "$OUTPUT" | tr '\n' ' ')in $OUTPUT; to look at in a browser: $OUTPUT/submission.html"

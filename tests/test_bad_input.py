@@ -29,7 +29,8 @@ TRAINING_COMMANDS = READING_IMAGES[:3]
 CONFIGS = {"train_supernet.py run": options.SupernetSettings, "pretrain.py run": options.StandaloneSettings,
            "pretrain.py truth": options.TruthSettings, "eval_supernet.py run": options.EvalSettings,
            "eval_supernet.py plan": options.PlanSettings, "eval_supernet.py score": options.ScoreSettings,
-           "eval_supernet.py export": options.ExportSettings, "-m resnet48 describe": options.DescribeSettings,
+           "eval_supernet.py report": options.ReportSettings, "eval_supernet.py export": options.ExportSettings,
+           "-m resnet48 describe": options.DescribeSettings,
            "-m resnet48 sample": options.SampleSettings}
 
 

@@ -299,7 +299,7 @@ def test_every_proxy_puts_the_largest_above_the_smallest(narrow, proxy):
 
 
 def test_a_proxy_that_is_not_there_is_refused(narrow):
-    with pytest.raises(UserError, match="proxy takes macs, parameters, depth; got 'flops'"):
+    with pytest.raises(UserError, match="proxy takes macs, parameters, depth, zen_score; got 'flops'"):
         ranking(narrow, proxy="flops")
 
 

@@ -6,7 +6,8 @@ from test_bad_checkpoints import EVALUATION, EXPORT, SCORE, STANDALONE, TRAINING
 
 COMMANDS = {"train": TRAINING, "pretrain": STANDALONE, "truth": TRUTH,
             "eval": (*EVALUATION, "--checkpoint", "supernet"), "export": (*EXPORT, "--checkpoint", "supernet"),
-            "score": SCORE, "verify": (*VERIFY, "--checkpoint", "supernet"),
+            "score": SCORE, "report": ("eval_supernet.py", "report", "--output", "list.json"),
+            "verify": (*VERIFY, "--checkpoint", "supernet"),
             "plan": ("eval_supernet.py", "plan", "--archs", "list.json"), "status": ("eval_supernet.py", "status"),
             "sample": ("-m resnet48", "sample", 3, "--output", "x.json")}
 PATHS = {"train": ("image_dir", "save_dir", "resume", "pretrained", "cache_dir", "config"),
@@ -14,8 +15,8 @@ PATHS = {"train": ("image_dir", "save_dir", "resume", "pretrained", "cache_dir",
          "truth": ("archs", "truth", "save_dir"),
          "eval": ("checkpoint", "archs", "output", "image_dir", "cache_dir", "config"),
          "export": ("checkpoint", "output", "image_dir"), "verify": ("submission", "archs", "checkpoint"),
-         "score": ("submission", "truth", "report", "plot"), "plan": ("archs",), "status": ("output",),
-         "sample": ("output",)}
+         "score": ("submission", "truth", "report", "plot"), "report": ("output", "truth", "checkpoint", "page"),
+         "plan": ("archs",), "status": ("output",), "sample": ("output",)}
 ODD = {"a NUL": "a\0b", "a name of 5,000 characters": "x" * 5000, "a path of 100,000 characters": "d/" * 50_000 + "x"}
 
 

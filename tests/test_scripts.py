@@ -15,6 +15,7 @@ from resnet48.space.arch import FULL, PUBLISHED, ArchConfig
 from resnet48.training import checkpoint
 
 RECIPES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "configs", "*.yaml")))
+NEED_A_TEACHER = "biased.yaml", "demo.yaml", "fixed_teacher.yaml"
 
 
 def load(path):
@@ -83,6 +84,11 @@ def test_the_road_from_digits_to_a_scored_submission_and_an_exported_subnet(tmp_
     assert "n = 3 archs in both" in said.out
     assert (tmp_path / "score.md").read_text().strip() == said.out.strip()
     assert (tmp_path / "score.png").read_bytes().startswith(b"\x89PNG")
+    said = good(run("eval_supernet.py", "report", "--output", "out", "--checkpoint", "train", "--truth", "truth.json",
+                    cwd=tmp_path))
+    assert "wrote out/submission.html" in said.out
+    page = (tmp_path / "out" / "submission.html").read_text()
+    assert "Kendall tau" in page and "1 epochs." in page and "not those that were evaluated" not in page
     code = list(listed.values())[0]["arch"]
     said = good(run("eval_supernet.py", "export", "--checkpoint", "train", "--arch", code, *size, "--output",
                     "out/subnet", cwd=tmp_path))
@@ -112,7 +118,7 @@ def test_every_recipe_runs_at_small_size(tmp_path, photos, supernet, recipe):
         good(call("pretrain.py", "run", "--arch", SMALLEST, *words))
     else:
         good(call("train_supernet.py", "run", *words,
-                  *(("--pretrained", supernet) if recipe in ("biased.yaml", "demo.yaml", "fixed_teacher.yaml") else ())))
+                  *(("--pretrained", supernet) if recipe in NEED_A_TEACHER else ())))
     assert {"final.pdparams", "final.pdopt", "config.yaml", "metrics.csv"} <= set(os.listdir(tmp_path / "run"))
 
 

@@ -236,7 +236,7 @@ def test_on_a_machine_with_a_gpu_the_python_is_one_that_the_gpu_build_exists_for
 def steps(calls):
     """The programs of the project that were called."""
     return [" ".join(word for word in call.split()[1:] if word.endswith(".py") or word in (
-        "run", "verify", "truth", "score", "sample")) for call in calls]
+        "run", "verify", "truth", "score", "sample", "report")) for call in calls]
 
 
 def test_without_data_every_step_of_the_road_is_taken_on_the_digits(equipped):
@@ -244,9 +244,10 @@ def test_without_data_every_step_of_the_road_is_taken_on_the_digits(equipped):
     assert (code, errors) == (0, "")
     calls = equipped.calls()
     assert steps(calls) == ["train_supernet.py run", "sample", "eval_supernet.py run", "eval_supernet.py verify",
-                            "pretrain.py truth", "eval_supernet.py score"]
+                            "pretrain.py truth", "eval_supernet.py score", "eval_supernet.py report"]
     assert "--config configs/digits.yaml" in calls[0] and "paddle.distributed.launch" not in calls[0]
-    assert said.splitlines()[-1].startswith("== done: ") and "output/digits" in said.splitlines()[-1]
+    assert said.splitlines()[-1].startswith("== done: ")
+    assert said.splitlines()[-1].endswith(" output/digits/submission.html")
     equipped.run("train_supernet.sh")
     assert "sample" not in steps(equipped.calls())  # the list is there already
 
@@ -259,12 +260,15 @@ def test_with_data_and_a_list_the_real_thing_runs_on_all_gpus(equipped):
     training, *rest = equipped.calls()
     assert "-m paddle.distributed.launch --gpu 0,1,2,3 train_supernet.py run --config configs/sandwich.yaml" in training
     assert "--image_dir /data/my images" in training and f"--pretrained {equipped.bin}/resnet48.pdparams" in training
-    assert steps(rest) == ["eval_supernet.py run", "eval_supernet.py verify"]
+    assert steps(rest) == ["eval_supernet.py run", "eval_supernet.py verify", "eval_supernet.py report"]
+    assert "--truth" not in rest[-1]
     assert "-m paddle.distributed.launch --gpu 0,1,2,3 eval_supernet.py run" in rest[0]
     assert f"--archs {equipped.bin}/list.json" in rest[0] and "--image_dir /data/my images" in rest[0]
     equipped.run("train_supernet.sh", **{**data, "GPU_COUNT": "1", "TRUTH": "truth.json"})
     calls = equipped.calls()
-    assert "paddle.distributed.launch" not in calls[0] and steps(calls)[-1] == "eval_supernet.py score"
+    assert "paddle.distributed.launch" not in calls[0]
+    assert steps(calls)[-2:] == ["eval_supernet.py score", "eval_supernet.py report"]
+    assert f"--truth {equipped.bin}/truth.json" in calls[-1]
 
 
 def test_further_words_go_to_the_training(equipped):

@@ -59,9 +59,9 @@ def rankings(found: Measured, image_size: int, num_classes: int) -> Rankings:
 
 def sheet_lines(notes: dict[str, str]) -> list[str]:
     """The notes of `Rankings` as lines of the score sheet."""
-    lines = [f"- {', '.join(name for name in notes if notes[name] == text)}: {text}"
+    lines = [f"{', '.join(name for name in notes if notes[name] == text)}: {text}"
              for text in dict.fromkeys(notes.values())]
-    return [*lines, f"- {SMOOTH} and {HYBRID} are predictions, for a search: rule 6 of the contest forbids to submit "
+    return [*lines, f"{SMOOTH} and {HYBRID} are predictions, for a search: rule 6 of the contest forbids to submit "
                     "them"]
 
 

@@ -122,31 +122,33 @@ def score(submission: str, truth: str, space: SearchSpace = FULL, image_size: in
 
 def report_markdown(result: Score) -> str:
     """The report as Markdown: what was joined, the table of agreements with intervals, and the conclusion."""
-    ours, theirs = result.submission, result.truth
-    lines = [
-        "# Score",
-        "",
-        f"- submission: `{ours.path}`, {ours.archs} archs, {_spread(ours)}{_zeros(ours)}",
-        f"- truth: `{theirs.path}`, {theirs.archs} archs, {_spread(theirs)}{_zeros(theirs)}",
-        f"- n = {result.n} archs in both, joined on the arch code; {ours.archs - result.n} of the submission have no "
-        f"truth, {theirs.archs - result.n} of the truth are not in the submission",
-        f"- tied pairs, of {result.n * (result.n - 1) // 2}: {ours.tied_pairs} in the submission, "
-        f"{theirs.tied_pairs} in the truth",
-        f"- in brackets: 95 % percentile bootstrap over archs, {result.resamples} resamples, seed {result.seed}"
-        + _dropped(result.agreements),
-        f"- MACs are counted at {result.image_size} px",
-        *rankings.sheet_lines(result.notes),
-    ]
-    if result.n < FEW:
-        lines.append(f"- {result.n} archs are few: the intervals are wide, those of a near-perfect ranking too narrow")
-    lines += [f"- {row.name}: Pearson is negative (-{row.pearson.value:.4f}), which board A's absolute value hides"
-              for row in result.agreements if row.inverted]
     cells = [("ranking", r"\|Pearson\| (board A)", "Kendall tau (board B)", "Spearman")]
     cells += [(row.name, _shown(row.pearson), _shown(row.kendall), _shown(row.spearman)) for row in result.agreements]
     widths = [max(map(len, column)) for column in zip(*cells)]
     table = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
     table.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join([*lines, "", *table, "", conclusion(result), ""])
+    return "\n".join(["# Score", "", *(f"- {fact}" for fact in facts(result)), "", *table, "", conclusion(result), ""])
+
+
+def facts(result: Score) -> list[str]:
+    """What was joined, and what the figures rest on: sentences with names of files in backticks."""
+    ours, theirs = result.submission, result.truth
+    lines = [
+        f"submission: `{ours.path}`, {ours.archs} archs, {_spread(ours)}{_zeros(ours)}",
+        f"truth: `{theirs.path}`, {theirs.archs} archs, {_spread(theirs)}{_zeros(theirs)}",
+        f"n = {result.n} archs in both, joined on the arch code; {ours.archs - result.n} of the submission have no "
+        f"truth, {theirs.archs - result.n} of the truth are not in the submission",
+        f"tied pairs, of {result.n * (result.n - 1) // 2}: {ours.tied_pairs} in the submission, "
+        f"{theirs.tied_pairs} in the truth",
+        f"in brackets: 95 % percentile bootstrap over archs, {result.resamples} resamples, seed {result.seed}"
+        + _dropped(result.agreements),
+        f"MACs are counted at {result.image_size} px",
+        *rankings.sheet_lines(result.notes),
+    ]
+    if result.n < FEW:
+        lines.append(f"{result.n} archs are few: the intervals are wide, those of a near-perfect ranking too narrow")
+    return lines + [f"{row.name}: Pearson is negative (-{row.pearson.value:.4f}), which board A's absolute value hides"
+                    for row in result.agreements if row.inverted]
 
 
 def conclusion(result: Score) -> str:

@@ -300,6 +300,17 @@ class RankSettings(Settings):
 
 
 @dataclass
+class ReportSettings(SeedSettings):
+    output: str = option("output/submission.json", "what `run` wrote: the submission, or the folder that holds "
+                                                   "submission.json", path=True)
+    truth: str | None = option(None, "file with accuracies of nets trained on their own, to score against [truth.json "
+                                     "beside the submission]", path=True)
+    checkpoint: str | None = option(None, "run folder of the training, whose metrics.csv is drawn [the folder train "
+                                          "beside the submission, or its own]", path=True)
+    page: str | None = option(None, "HTML file to write [beside the submission: a.html for a.json]", path=True)
+
+
+@dataclass
 class VerifySettings(ImageSettings, SeedSettings, DeviceSettings):
     """Images, seed and device are those of --recheck; images that are left open are those of the manifest."""
 
