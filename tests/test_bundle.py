@@ -13,6 +13,11 @@ import zipfile
 import pytest
 from commands import DIGITS, PATIENCE, call, good, refusal
 
+from resnet48.ranking import bundle as bundling
+from resnet48.system import config
+from resnet48.system.errors import UserError
+from resnet48.training import checkpoint, portable
+
 SCRIPT = "eval_supernet.py"
 
 
@@ -83,9 +88,10 @@ def test_no_path_of_the_machine_is_in_it(made, unpacked):
 
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tgz", ".zip"])
-def test_it_is_the_same_each_time_and_replaces_itself(made, bundle, tmp_path, ending):
+def test_it_is_the_same_each_time_and_replaces_itself(made, bundle, tmp_path, monkeypatch, ending):
     path, before = tmp_path / f"b{ending}", None
-    for _ in range(2):
+    for now in (1.1e9, 1.2e9):
+        monkeypatch.setattr("time.time", lambda: now)
         good(call(*words(made, path)))
         assert before in (None, path.read_bytes())
         before = path.read_bytes()
@@ -119,3 +125,33 @@ def test_what_verify_finds_fault_with_or_nothing_can_repeat_is_refused(made, wei
     assert "does not say how it was trained" in refusal(words(here, here / "b.zip", checkpoint=here / "alone"), here)
     (here / "s.counts.json").unlink()
     assert "there are no counts" in refusal(words(here, here / "b.zip"), here)
+
+
+def test_what_a_training_has_read_goes_with_it_but_images_are_for_the_reader_to_name(here):
+    (here / "own.yaml").write_text("a space")
+    found = checkpoint.load("train")
+    found.state["settings"] |= {"pretrained": str(here / "train"), "space": str(here / "own.yaml"),
+                                "image_dir": str(here / "images")}
+    settings, ranks = portable.settings(found, "repeated")
+    members = portable.members(found, "net")
+    assert members.keys() == {"net.pdparams", "net.json", "pretrained.pdparams", "pretrained.json", "space.yaml"}
+    assert (settings.pretrained, settings.space, settings.save_dir, ranks) == ("pretrained.pdparams", "space.yaml",
+                                                                               "repeated", 1)
+    assert settings.image_dir is None and portable.image_source(found) == "images"
+    texts = [config.dump(settings).encode(), *(content for content in members.values() if isinstance(content, bytes))]
+    assert not any(str(here).encode() in text for text in texts)
+    os.unlink("own.yaml")
+    with pytest.raises(UserError, match="--space .* is not there any more"):
+        portable.members(found, "net")
+    found.state["settings"]["pretrained"] = "gone"
+    with pytest.raises(UserError, match="--pretrained, which cannot be read any more"):
+        portable.members(found, "net")
+
+
+def test_the_commands_of_a_folder_of_images_and_of_several_processes_say_so():
+    manifest = {"archs": 3, "val_images": 9, "versions": {"paddle": "3.3.1"}}
+    text = bundling.readme(manifest, 4, "ILSVRC2012", {"sha256": "0" * 64, "git_commit": "1" * 40})
+    train, evaluate, verify = re.findall(r"^    (python3 .*)$", text, re.MULTILINE)
+    assert train.startswith("python3 -m paddle.distributed.launch --nproc_per_node 4 code/train_supernet.py")
+    assert all(each.endswith(" --image_dir IMAGES") for each in (train, evaluate, verify))
+    assert "which was called ILSVRC2012" in text and "git commit 1111" in text

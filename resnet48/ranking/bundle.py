@@ -67,7 +67,7 @@ def write(path: str, submitted: str, arch_list: str, training: SupernetSettings,
     digests = {name: manifest[name] for name in ("submission_sha256", "arch_list_sha256", "checkpoint_sha256")}
     version = code_version.version()
     members = {
-        "README.md": _readme(manifest, training, ranks, image_dir, version).encode(),
+        "README.md": readme(manifest, ranks, image_dir, version).encode(),
         "submission.json": submitted,
         "submission.counts.json": counts,
         "submission.manifest.json": json.dumps({**manifest, "settings": config.as_data(evaluation)}, indent=2).encode(),
@@ -83,7 +83,8 @@ def write(path: str, submitted: str, arch_list: str, training: SupernetSettings,
     return f"wrote {path}: {len(members) + 2} files; README.md in it says how to repeat the training and the evaluation"
 
 
-def _readme(manifest, training, ranks, image_dir, version):
+def readme(manifest: dict, ranks: int, image_dir: str | None, version: dict[str, str]) -> str:
+    """The README of a bundle, with the commands that repeat it. Arguments as for `write`; version: of the code."""
     given = " --image_dir IMAGES" if image_dir else ""
     launched = f"-m paddle.distributed.launch --nproc_per_node {ranks} " if ranks > 1 else ""
     commit = f"git commit {version['git_commit']}, " if "git_commit" in version else ""
