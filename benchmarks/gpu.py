@@ -134,7 +134,8 @@ def occupy(scale):
     cost = tree_forward.cost(steps, scale.size, CLASSES)
     chunk = scale.chunk or evaluator.choose_chunk(cost, 1, 50000)
     pixels, labels = rng.integers(0, 256, (chunk, 3, scale.size, scale.size), "uint8"), np.zeros(chunk, "int64")
-    evaluator.count_chunk(tree_forward.SlicedWeightCache(net, 1 << 30), steps, pixels, labels, layers.batch_norm)
+    evaluator.count_chunk(tree_forward.SlicedWeightCache(net, 1 << 30), steps, pixels, labels, layers.batch_norm,
+                          labels)
     on_gpu = paddle.device.get_device().startswith("gpu")
     return {"chunk": chunk, "expected": cost.path_bytes * chunk,
             "needed": paddle.device.cuda.max_memory_allocated() if on_gpu else None}

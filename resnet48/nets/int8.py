@@ -39,7 +39,7 @@ def quantize(net: ResNet48, image_size: int, calibration: np.ndarray, path: str)
         what = {"kind": "standalone", "arch": arch.code, "stem": arch.stem, "stages": arch.stages,
                 "activation": arch.activation, "num_classes": net.num_classes}
         files.write_json(os.path.join(folder, "net.json"), {"net": what, "image_size": image_size})
-        paddle.save(net.state_dict(), os.path.join(folder, "net.pdparams"))
+        np.savez(os.path.join(folder, "net.npz"), **{name: value.numpy() for name, value in net.state_dict().items()})
         np.save(os.path.join(folder, "calibration.npy"), calibration)
         environment = {**os.environ, "FLAGS_enable_pir_api": "0", "CUDA_VISIBLE_DEVICES": ""}
         ended = subprocess.run([sys.executable, "-m", "resnet48.nets.int8", folder], cwd=HERE, env=environment,
@@ -97,7 +97,8 @@ def main(folder: str) -> None:
     with open(os.path.join(folder, "net.json")) as file:
         request = json.load(file)
     net = ResNet48(*description.read(request["net"]))
-    net.set_state_dict(paddle.load(os.path.join(folder, "net.pdparams")))
+    with np.load(os.path.join(folder, "net.npz")) as weights:
+        net.set_state_dict({name: paddle.to_tensor(weights[name]) for name in weights})
     net.eval()
     spec = paddle.static.InputSpec([None, 3, request["image_size"], request["image_size"]], "float32", "images")
     paddle.jit.save(paddle.jit.to_static(net, input_spec=[spec], full_graph=True), os.path.join(folder, MODEL))
