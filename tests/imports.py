@@ -42,15 +42,18 @@ def third_party(path):
     return {top for top in tops - sys.stdlib_module_names if not own_files(top)}
 
 
-@functools.cache
-def touches_paddle(path):
-    """Whether a file, or one of the project that it imports, and so on, imports Paddle."""
+def reached(path):
+    """The files of the project that a file imports, and those that they import, and so on; the file itself, too."""
     seen, todo = set(), [path]
     while todo:
         path = todo.pop()
         if path not in seen:
             seen.add(path)
-            if third_party(path) & FRAMEWORK:
-                return True
             todo += [file for name in imported(path) for file in own_files(name)]
-    return False
+    return seen
+
+
+@functools.cache
+def touches_paddle(path):
+    """Whether a file, or one of the project that it imports, and so on, imports Paddle."""
+    return any(third_party(each) & FRAMEWORK for each in reached(path))

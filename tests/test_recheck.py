@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 
 import evaluation
 import pytest
@@ -13,18 +12,11 @@ SCRIPT = "eval_supernet.py"
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, weights):
-    """A folder with list.json and its submission: 7 archs on 60 digits, over the tree in chunks."""
-    folder = tmp_path_factory.mktemp("evaluated")
+def made(tmp_path_factory, weights):
+    """What `here` has a copy of: list.json and its submission, 7 archs on 60 digits, over the tree in chunks."""
+    folder = tmp_path_factory.mktemp("made")
     good(call(SCRIPT, *evaluation.words(weights, evaluation.write_archs(folder, 7), folder / "s.json")))
     return folder
-
-
-@pytest.fixture
-def here(evaluated, tmp_path, monkeypatch):
-    shutil.copytree(evaluated, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
 
 
 def verify(weights, *more):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 from commands import DIGITS, ROOT, environment
-from imports import imported, own_files
+from imports import reached
 
 from resnet48.space.arch import FULL
 
@@ -32,17 +32,6 @@ finally:
     with open(found, "w") as file:
         file.write("\\n".join(names))
 """
-
-
-def reached(path):
-    """The files of the project that a file imports, and those that they import, and so on."""
-    seen, todo = set(), [path]
-    while todo:
-        path = todo.pop()
-        if path not in seen:
-            seen.add(path)
-            todo += [file for name in imported(path) for file in own_files(name)]
-    return seen
 
 
 def opened_by(folder, *words):

@@ -38,8 +38,8 @@ def load_images(settings: TrainSettings) -> datasets.ImageSet:
 def train_arch(arch: ArchConfig, settings: TrainSettings) -> dict:
     """Train one arch on its own, or go on with it; what came out, as plain data."""
     images = load_images(settings)
-    accuracies = _fit(lambda: ResNet48(arch, len(images.classes)), recipes.standalone(settings), images, settings,
-                      _validate(_which(settings), settings.batch_size))
+    _, accuracies = _fit(lambda: ResNet48(arch, len(images.classes)), recipes.standalone(settings), images, settings,
+                         _validate(_which(settings), settings.batch_size))
     return {"top1": accuracies["val"], "val_images": len(images.val), **_of_training(settings)}
 
 
@@ -114,14 +114,9 @@ def _which(settings):
 def _fit_supernet(settings):
     """Train a supernet without a validation; the net."""
     images, space = load_images(settings), space_file.of(settings)
-    nets = []
-
-    def make():
-        nets.append(Supernet(space, len(images.classes)))
-        return nets[0]
-
-    _fit(make, recipes.supernet(settings, space), images, settings, None)
-    return nets[0]
+    net, _ = _fit(lambda: Supernet(space, len(images.classes)), recipes.supernet(settings, space), images, settings,
+                  None)
+    return net
 
 
 def _fit(make, stages, images, settings, validate):
@@ -131,7 +126,7 @@ def _fit(make, stages, images, settings, validate):
     initialize(net, settings.init)
     if settings.zero_residuals:
         zero_residuals(net)
-    return loop.fit(net, stages, images, settings, validate)
+    return net, loop.fit(net, stages, images, settings, validate)
 
 
 def _of_training(settings):

@@ -122,11 +122,15 @@ def freeze_unused(net: paddle.nn.Layer, optimizer: paddle.optimizer.Optimizer, a
                         tensor.set_value(paddle.where(mask, tensor, was))
 
 
+def growing_decay(decay: float, steps: int) -> float:
+    """Of a moving average after so many steps: grows to its final value, so that initial values are forgotten."""
+    return min(decay, (1 + steps) / (10 + steps))
+
+
 class Ema:
     """An exponential moving average of a net's weights and running statistics, as a net: what to evaluate and to keep.
 
-    Polyak averaging with a decay that grows to its final value over the first steps, (1 + n) / (10 + n) after n, so
-    that the initial weights are forgotten.
+    Polyak averaging with a `growing_decay`.
     """
 
     def __init__(self, net: paddle.nn.Layer, decay: float):
@@ -143,7 +147,7 @@ class Ema:
     @paddle.no_grad()
     def update(self, step: int) -> None:
         """After `step` (from 1) of the net."""
-        decay = min(self._decay, (1 + step) / (10 + step))
+        decay = growing_decay(self._decay, step)
         for average, value in self._pairs:
             average.set_value(paddle.lerp(value, average, decay))
 

@@ -24,14 +24,8 @@ class ComplexityAware(InPlaceDistillation):
         super().prepare(candidates, teacher)
         self._bounds = [math.log(arch.params()) for arch in (candidates.smallest(), candidates.largest())]
 
-    def step(self, net, archs, images, labels, gradients, moment):
-        (role, largest), *others = archs
-        logits = self.first_logits(net, images, largest, moment)
-        gradients.add(role, self.weight(largest, moment) * self.cross_entropy(logits, labels))
-        teacher_logits = logits.detach()
-        for role, arch in others:
-            loss = self.distillation(net(images, arch), teacher_logits)
-            gradients.add(role, self.weight(arch, moment) * loss)
+    def counted(self, loss, arch, moment):
+        return self.weight(arch, moment) * loss
 
     def weight(self, arch: ArchConfig, moment: Moment) -> float:
         """What the loss of a subnet counts."""

@@ -11,6 +11,7 @@ from ...space.nodes import HEAD
 from ...system import runtime
 from ...system.errors import UserError
 from .. import checkpoint
+from ..optim import growing_decay
 from ..samplers import Moment
 from .objective import Objective
 
@@ -49,7 +50,7 @@ class MomentumContrast(Objective):
     and not with noise; and instead of shuffling images between devices, so that batch statistics do not give away which
     images belong together, the key encoder normalises by running statistics that follow the net's by the same momentum
     as its weights, which works on one device too (arXiv 2101.08482). The momentum grows to its value over the first
-    steps, (1 + n) / (10 + n) after n, so that the initial statistics are forgotten.
+    steps, see `growing_decay`.
     """
 
     momentum: float = 0.999
@@ -87,7 +88,7 @@ class MomentumContrast(Objective):
         """Move the key encoder, weights and running statistics, towards the net (MoCo, eq. 2)."""
         if self._encoder is None:
             self._hold(extract(net, self._largest))
-        kept, shared = min(self.momentum, (1 + moment.step) / (10 + moment.step)), net.state_dict()
+        kept, shared = growing_decay(self.momentum, moment.step), net.state_dict()
         statistics = []
         for name, own in self._encoder.state_dict().items():
             own.set_value(paddle.lerp(shared[name][tuple(slice(size) for size in own.shape)], own, kept))

@@ -43,11 +43,16 @@ class InPlaceDistillation(Objective):
         """All of a step; the logits [N, classes] of the first subnet, without a graph."""
         (role, largest), *others = archs
         logits = self.first_logits(net, images, largest, moment)
-        gradients.add(role, self.cross_entropy(logits, labels))
+        gradients.add(role, self.counted(self.cross_entropy(logits, labels), largest, moment))
         teacher_logits = logits.detach()
         for role, arch in others:
-            gradients.add(role, self.distillation(net(images, arch), teacher_logits))
+            loss = self.distillation(net(images, arch), teacher_logits)
+            gradients.add(role, self.counted(loss, arch, moment))
         return teacher_logits
+
+    def counted(self, loss: paddle.Tensor, arch: ArchConfig, moment: Moment) -> paddle.Tensor:
+        """A scalar loss of a subnet as it is minimised and logged."""
+        return loss
 
     def first_logits(self, net: Callable, images: paddle.Tensor, arch: ArchConfig, moment: Moment) -> paddle.Tensor:
         """Logits [N, classes] of the first subnet of a step."""

@@ -79,8 +79,8 @@ class Objective:
     """The base of all. label_smoothing: part of the label spread over all classes (arXiv 1512.00567, section 7).
 
     roles: names of losses beside the roles of the sampler. views: how many crops of each image a step sees.
-    needs_teacher: whether it distils from a fixed net, which
-    it finds in `teacher`: images [N, 3, H, W] to logits [N, classes].
+    needs_teacher: whether it distils from a fixed net, which it finds in `teacher`: images [N, 3, H, W] to logits
+    [N, classes].
     """
 
     label_smoothing: float = 0.0
