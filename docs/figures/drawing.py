@@ -1,8 +1,8 @@
 """What the figures share: shapes and texts of an SVG file that can be read on white and on black, on a phone too.
 
-A figure is 600 units wide and its texts are 15 units high, so that they are 20 pixels high in a README of 830 pixels and
-9 on a phone. GitHub shows the files through <img>, where they can load nothing: the fonts are the reader's own, and the
-shapes leave room for wide ones.
+A figure is 600 units wide and its texts are 15 units high: 20 pixels where a README is 830 wide, and 9 on a phone.
+GitHub shows the files through <img>, where they can load nothing: the fonts are the reader's own, and the shapes leave
+room for wide ones.
 """
 
 import html
@@ -52,7 +52,8 @@ def text(x: float, y: float, words: object, kind: str = "", anchor: str = "middl
 
 
 def box(x: float, y: float, width: float, height: float, kind: str, radius: float = 6) -> str:
-    return (f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}" class="{kind}"/>')
+    """A rectangle. radius: of its corners."""
+    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}" class="{kind}"/>'
 
 
 def line(*points: tuple[float, float], kind: str = "line") -> str:

@@ -1,4 +1,4 @@
-"""What the prefix tree saves: three archs of the published list that share blocks, and the numbers of the whole list."""
+"""What the prefix tree saves: three published archs that share blocks, and the numbers of the whole list."""
 
 import os
 from collections.abc import Sequence
@@ -61,11 +61,12 @@ def draw(published: Costs) -> str:
         f"{gmacs[1]} instead of {gmacs[0]} GMACs per subnet and image.")
     return document("What subnets share is computed once", description, 460, [
         *_tree(archs), *_key(242),
-        text(LEFT, 266, f"{few.nodes} nodes are computed, not {few.nodes_alone}. Each shows its digits of the code.", "",
-             "start"),
+        text(LEFT, 266, f"{few.nodes} nodes are computed, not {few.nodes_alone}. Each shows its digits of the code.",
+             anchor="start"),
         *_bars(316, f"Nodes, stems and blocks, of the {published.archs:,} published archs",
                (published.nodes_alone, published.nodes), nodes),
-        *_bars(400, f"GMACs per subnet and image of {IMAGE_SIZE} pixels", (published.macs_alone, published.macs), gmacs)])
+        *_bars(400, f"GMACs per subnet and image of {IMAGE_SIZE} pixels",
+               (published.macs_alone, published.macs), gmacs)])
 
 
 def _tree(archs):

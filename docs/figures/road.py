@@ -4,11 +4,11 @@ from drawing import arrow, box, document, labelled, line, text
 
 TITLE = "From images to a score"
 DESCRIPTION = (
-    "Two lanes begin at the images. In one, train_supernet.py run trains one net whose weights all subnets share and "
-    "writes a checkpoint; eval_supernet.py run takes the checkpoint and the arch list, calibrates batch norms, walks the "
-    "prefix tree and counts; the counts become the submission with its manifest, which verify, report and score read. "
-    "In the other, pretrain.py truth trains single nets and writes truth.json, which enters at score, and from there the "
-    "report, and nowhere else.")
+    "Two lanes begin at the images. In one, train_supernet.py run trains one net, whose weights subnets share, and "
+    "writes a checkpoint; eval_supernet.py run takes the checkpoint and the arch list, calibrates batch norms, walks "
+    "the prefix tree and counts; the counts become the submission with its manifest, which verify, report and score "
+    "read. In the other, pretrain.py truth trains single nets and writes truth.json, which enters at score, goes from "
+    "there to the report, and nowhere else.")
 LEFT, MIDDLE, LANE = 14, 182, 336  # the supernet's lane
 RIGHT, SIDE, LANE_2 = 392, 489, 194  # the single nets' lane
 TRUTH = 566  # where the truth goes down
@@ -17,10 +17,11 @@ TRUTH = 566  # where the truth goes down
 def draw() -> str:
     """The figure as the text of an SVG file."""
     return document(TITLE, DESCRIPTION, 538, [
-        labelled(LEFT, 12, 572, 38, "sheet", ("images: folders as of ImageNet, or built-in data", "")),
+        labelled(LEFT, 12, 572, 38, "sheet", ("images: ImageNet's folders, or built-in data", "")),
         arrow((MIDDLE, 50), (MIDDLE, 78)), arrow((SIDE, 50), (SIDE, 78)),
 
-        labelled(LEFT, 78, LANE, 60, "pale", ("train_supernet.py run", "code"), ("one net, whose weights subnets share", "")),
+        labelled(LEFT, 78, LANE, 60, "pale", ("train_supernet.py run", "code"),
+                 ("one net, whose weights subnets share", "")),
         labelled(RIGHT, 78, LANE_2, 60, "single", ("pretrain.py truth", "code"), ("single nets, one by one", "")),
         arrow((94, 138), (94, 166)), arrow((SIDE, 138), (SIDE, 166), kind="truth_line"),
 

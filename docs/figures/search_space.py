@@ -1,9 +1,7 @@
 """What the digits of an arch code mean: one real code under a drawing of its net, and the widths they stand for."""
 
-from collections.abc import Iterator
-
 from drawing import box, document, line, text
-from resnet48.space.arch import FIRST_BLOCK_DIGIT, FULL, PUBLISHED, STEM_DIGIT, ArchConfig
+from resnet48.space.arch import FIRST_BLOCK_DIGIT, FULL, PUBLISHED, STEM_DIGIT
 from resnet48.space.checks import CAPACITY
 
 CODE = "322221222220000122200000024540000000000005525000000"  # arch371 of the published list
@@ -25,11 +23,11 @@ def draw(code: str = CODE) -> str:
         f"{', '.join(map(str, FULL.base_channels))} channels in stages 1 to 4. This net: {this}; the full net: {full}.")
     return document("An arch code, digit by digit", description, 528, [
         *_net(arch), *_key(), *_widths(arch), *(text(LEFT, y, words, "", "start") for y, words in (
-            (474, "All second convs of a stage share one digit, in stage 1 with the stem."),
+            (474, "All second convs of a stage have one width, in stage 1 the stem's."),
             (496, f"This net: {this}."), (518, f"The full net: {full}.")))])
 
 
-def groups() -> Iterator[tuple[object, int, int, float]]:
+def _groups():
     """(what, first digit, digits, x of the first) of the parts of a code."""
     first = 0
     for number, (what, count) in enumerate([(DEPTHS, STEM_DIGIT), (STEM, FIRST_BLOCK_DIGIT - STEM_DIGIT),
@@ -38,9 +36,9 @@ def groups() -> Iterator[tuple[object, int, int, float]]:
         first += count
 
 
-def _net(arch: ArchConfig):
+def _net(arch):
     """Bars as high as the convolutions are wide, each above its digit."""
-    for what, first, count, x in groups():
+    for what, first, count, x in _groups():
         middle, used = x + PITCH * count / 2, count
         if what == DEPTHS:
             yield text(middle, GROUND - 8, "depths", "truth")
@@ -68,7 +66,8 @@ def _bars(x, base, widths, kinds):
 
 
 def _key():
-    for x, kind, words in ((112, "pale", "first conv"), (222, "strong", "second conv"), (350, "absent", "left out, 00")):
+    for x, kind, words in (
+            (112, "pale", "first conv"), (222, "strong", "second conv"), (350, "absent", "left out, 00")):
         yield box(x, GROUND - 113, 10, 14, kind, 1) + text(x + 16, GROUND - 101, words, "soft", "start")
 
 
