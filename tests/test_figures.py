@@ -101,6 +101,7 @@ def test_the_tree_shows_each_shared_node_once_and_what_the_published_list_costs(
     few, published = prefix_tree.costs(archs), prefix_tree.kept_costs()
     shown = texts("prefix_tree", "code")
     assert len(shown) == few.nodes < few.nodes_alone
+    assert len(texts("prefix_tree", "inverse")) == len(os.path.commonprefix([arch.nodes() for arch in archs])) > 1
     assert f"{few.nodes} nodes are computed, not {few.nodes_alone}." in " ".join(texts("prefix_tree"))
     digits = [[arch.code[4], *(arch.code[3 + 2 * block.index:5 + 2 * block.index] for block in arch.blocks())]
               for arch in archs]

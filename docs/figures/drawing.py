@@ -18,7 +18,7 @@ COLOURS = {
     "truth": ("#b4530a", "#ff9d57"), "truth_pale": ("#fbe6d6", "#4a2b10"),
 }
 STYLE = Template("""\
-.paper { fill: $paper } text { fill: $ink } .soft { fill: $soft } .main { fill: $main } .truth { fill: $truth }
+.paper { fill: $paper } text { fill: $ink } .soft { fill: $soft } .truth { fill: $truth }
 .inverse { fill: $paper } .panel { fill: $panel; stroke: $rule } .sheet { fill: $paper; stroke: $soft }
 .strong { fill: $main; stroke: $main } .pale { fill: $main_pale; stroke: $main } .mark { fill: $main_pale }
 .single { fill: $truth_pale; stroke: $truth } .ghost { fill: none; stroke: $rule }
