@@ -30,7 +30,7 @@ def own_files(name):
     """The files of the project that `import name` runs: those of its packages and its own."""
     parts, found = name.split("."), []
     for end in range(1, len(parts) + 1):
-        for folder in (TESTS, ROOT, os.path.join(ROOT, "benchmarks")):
+        for folder in (TESTS, ROOT, os.path.join(ROOT, "benchmarks"), os.path.join(ROOT, "docs", "figures")):
             stem = os.path.join(folder, *parts[:end])
             found += [path for path in (stem + ".py", os.path.join(stem, "__init__.py")) if os.path.isfile(path)]
     return found
