@@ -188,11 +188,11 @@ def _epochs(recipe, subnet_epochs):
 
 def _truth_tasks(settings, parts, size, images, context):
     first, *more = _seeds(settings.seeds, "truth")
-    seeds_of = {arch: [first, *more] if (place + number) % 2 else [first] for number, part in enumerate(parts)
-                for place, arch in enumerate(part)}
-    # All archs once before any is trained again, so that a study that is stopped has a truth.
-    pairs = [(arch, first) for arch in seeds_of] + [(arch, seed) for arch, seeds in seeds_of.items()
-                                                    for seed in seeds[1:]]
+    # One of each part after the other, so that the truth of a study that is stopped is spread over the space, too.
+    placed = sorted(((place, number, arch) for number, part in enumerate(parts)
+                     for place, arch in enumerate(part)), key=lambda each: each[:2])
+    pairs = [(arch, first) for _, _, arch in placed]
+    pairs += [(arch, seed) for seed in more for place, number, arch in placed if (place + number) % 2]
     return [_training("truth", arch.code, seed, settings, context,
                       BACKWARD * settings.max_epoch * images * arch.macs(*size), arch) for arch, seed in pairs]
 
