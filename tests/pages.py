@@ -22,8 +22,8 @@ def text(page: str) -> str:
 
 def blocks(page: str, language: str, mark: str = "") -> list[str]:
     """The fenced blocks of a language, in order; with a mark, those right below the comment <!-- mark -->."""
-    before = rf"<!-- {mark} -->\n" if mark else ""
-    return re.findall(rf"^{before}```{language}\n(.*?)^```$", text(page), re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^(?:<!-- (\w+) -->\n)?```(\w*)\n(.*?)^```$", text(page), re.DOTALL | re.MULTILINE)
+    return [content for its_mark, its_language, content in found if its_language == language and mark in ("", its_mark)]
 
 
 def inline(page: str) -> list[str]:

@@ -131,6 +131,12 @@ def test_what_is_marked_as_runnable_runs(page, block, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_what_plan_prints_for_the_published_list_is_shown(published):
+    said = good(call("eval_supernet.py", "plan", "--archs", published, "--gflops", "10000")).out
+    assert said.splitlines()[1:] == pages.blocks("docs/evaluation.md", "")[0].splitlines()
+
+
+@pytest.mark.slow
 def test_the_script_for_slurm_starts_a_training_on_two_machines(tmp_path):
     (script,) = (block for block in pages.blocks("docs/several_machines.md", "sh") if block.startswith("#!"))
     small = "train_supernet.py run --base_channels 2,4,8,16 --divisor 1 --batch_size 64 --max_epoch 1 --calib_images 64"

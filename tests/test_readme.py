@@ -107,6 +107,7 @@ def test_the_tables_of_recipes_name_those_that_there_are():
             if re.search("^(sampler: |objective: |stages:)", file.read(), re.MULTILINE):
                 supernets.add(name.removesuffix(".yaml"))
     assert set(re.findall(r"^\| `(\w+)` +\|", pages.text("docs/recipes.md"), re.MULTILINE)) == supernets
+    assert len(supernets) == 15  # as both READMEs say in words
     for page, heading in (("README.md", "Recipes"), ("README_ch.md", "训练方法")):
         rows = re.findall(r"^\| .*? \|(.*)\|$", pages.section(page, heading), re.MULTILINE)
         assert set(re.findall(r"`(\w+)`", " ".join(rows[1:]))) == supernets
