@@ -7,7 +7,6 @@ import shlex
 
 from conftest import ROOT
 
-WORDS_OF_SHELL = ("export", "&&")
 PLACEHOLDERS = {"FILE.yaml": "docs/study/digits.yaml", "N": "1"}  # in commands that a sentence names
 
 PAGES = {os.path.relpath(path, ROOT): path for path in (
@@ -66,7 +65,7 @@ def commands(script: str, variables: dict | None = None) -> list[list[str]]:
         while words and re.match(r"[A-Z_]+=", words[0]):
             name, _, value = words.pop(0).partition("=")
             variables[name] = value
-        if words and words[0] not in WORDS_OF_SHELL:
+        if words and words[0] != "export":
             found.append(words)
     return found
 
