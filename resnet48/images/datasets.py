@@ -71,8 +71,7 @@ class ImageSet:
     """A training and a validation split over the same classes, how they are shown and how their files are read.
 
     size: height and width in pixels; crop_scale: smallest part of the area that a training crop takes; flip: whether a
-    mirrored image keeps its label; augment: what training sees, "crop" (`transforms.train_transform`, evaluation then
-    sees the centre) or "shift" (`transforms.shifted_transform`, evaluation then sees the whole image).
+    mirrored image keeps its label; augment: what training and evaluation see, a name in `transforms.AUGMENTATIONS`.
     workers: processes that decode training images (0: none), threads that decode others; skip_bad: leave unreadable
     validation and calibration images out; cache_dir: the folder that keeps decoded images, or None to keep none.
     """
@@ -92,7 +91,7 @@ class ImageSet:
     @property
     def whole(self) -> bool:
         """Whether evaluation sees the whole image, as `decode` takes it."""
-        return self.augment == "shift"
+        return transforms.AUGMENTATIONS[self.augment].whole
 
 
 def load(image_dir: str | None = None, size: int | None = None, crop_scale: float | None = None, workers: int = 1,

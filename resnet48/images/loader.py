@@ -62,12 +62,8 @@ class _TransformedImages(paddle.io.Dataset):
             candidate %= len(self)
             rng = np.random.default_rng((self.seed, epoch, candidate, *view))
             try:
-                if images.augment == "shift":
-                    pixels = transformed(images.train, candidate, transforms.shifted_transform, images.size, rng,
-                                         images.flip)
-                else:
-                    pixels = transformed(images.train, candidate, transforms.train_transform, images.size, rng,
-                                         images.crop_scale, images.flip)
+                pixels = transformed(images.train, candidate, transforms.AUGMENTATIONS[images.augment].train,
+                                     images.size, rng, images.crop_scale, images.flip)
                 return pixels, images.train.labels[candidate], bad
             except BadImage:
                 bad.append(candidate)

@@ -162,6 +162,24 @@ def eval_transform(image: EncodedImage, size: int, short: int | None = None) -> 
     return _planes(_resized(image, (left * fx, top * fy, (left + size) * fx, (top + size) * fy), (size, size)))
 
 
+class Augmentation(NamedTuple):
+    """How images are shown.
+
+    train(image, size, rng, crop_scale, flip): what training sees, uint8 [3, size, size]. whole: whether evaluation sees
+    the `whole_transform` of an image, or the centre by `eval_transform`.
+    """
+
+    train: Callable
+    whole: bool
+
+
+#: By the words of --augment, which `options.AUGMENTS` allows.
+AUGMENTATIONS = {
+    "crop": Augmentation(train_transform, whole=False),
+    "shift": Augmentation(lambda image, size, rng, _, flip: shifted_transform(image, size, rng, flip), whole=True),
+}
+
+
 def shrunk_size(size: tuple[int, int], short: int) -> tuple[int, int]:
     """(width, height) with the short side brought down to `short`; a smaller image stays as it is."""
     scale = min(1, short / min(size))
