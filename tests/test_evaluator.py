@@ -13,6 +13,7 @@ from commands import image_folder
 from resnet48.evaluation import accuracy, counts, evaluator, prefix_tree, tree_forward
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
+from resnet48.nets import norm_statistics
 from resnet48.nets.supernet import Supernet
 from resnet48.space.arch import FULL, PUBLISHED, ArchConfig
 from resnet48.space.arch_list import Entry
@@ -153,6 +154,25 @@ def test_unreadable_images_are_left_out_of_both(tmp_path, net):
     found = evaluated(tmp_path / "journal", net, archs, images, calib_images=100)
     assert_agree(found, one_by_one(net, archs, images, calib_images=100))
     assert found[1] == 20
+
+
+def test_calibration_in_parts_gives_the_same_counts_whatever_the_chunk_and_is_told_from_that_in_one_part(
+        tmp_path, images, net, monkeypatch):
+    archs = archs_of(SPACES["pool"], "random")[:4]
+    whole = opened(tmp_path / "32", net, archs, sample(images))
+    assert "calibration_part" not in whole.plan["inputs"]
+    monkeypatch.setattr(norm_statistics, "PART_PIXELS", 12 * 32 ** 2)
+    found = {chunk: evaluated(tmp_path / str(chunk), net, archs, images, chunk=chunk) for chunk in (32, 90)}
+    for counts in found.values():
+        assert_agree(counts, one_by_one(net, archs, images))
+    cut, other = (Journal.newest(str(tmp_path / str(chunk))) for chunk in found)
+    assert cut.folder != whole.folder and cut.plan["inputs"]["calibration_part"] == 12
+    assert cut.unlike is None and os.path.basename(cut.folder) == os.path.basename(other.folder)
+    for task in cut.statistics_tasks():
+        assert np.array_equal(cut.read(task), other.read(task))
+    again = opened(tmp_path / "32", net, archs, sample(images, calib_images=27))
+    assert again.unlike.endswith(": other calibration images")
+    assert "calibration_part" not in opened(tmp_path, net, archs, sample(images, calib_images=12)).plan["inputs"]
 
 
 # ---- what names of tasks depend on

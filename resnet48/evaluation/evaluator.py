@@ -47,7 +47,8 @@ def open_journal(root: str, digest: str, entries: Sequence[Entry], steps: Sequen
         raise UserError(f"--fresh is for one process, not for {runtime.world_size()}: delete {root} and run without it")
     images, amp = sample.images, "none" if precision == "fp32" else precision
     inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": amp,
-              **sample.fingerprints(root), **({"split": net.split.to_dict()} if net.split else {})}
+              **sample.fingerprints(root), **({"split": net.split.to_dict()} if net.split else {}),
+              **({"calibration_part": sample.calibration_part} if sample.calibration_part else {})}
     shards = -(-len(entries) // ARCHS_PER_SHARD)
     # Fewer than asked for where unreadable ones are left out.
     count = len(sample.validation_images[1]) if images.skip_bad else len(sample.validation)
@@ -79,10 +80,7 @@ def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.S
         weights = tree_forward.SlicedWeightCache(net, kept, dense_up_to=dense_up_to)
 
         def one(task):
-            recording = tree_forward.RecordingStatistics()
-            tree_forward.forward_tree(weights, parts[task.shard],
-                                      datasets.normalize(paddle.to_tensor(np.array(calibration))), recording)
-            journal.write(task, recording.values())
+            journal.write(task, tree_forward.measure_tree(weights, parts[task.shard], calibration))
 
         return run_tasks(journal, tasks, one, share)
 

@@ -30,7 +30,8 @@ PLAN = "plan.json"
 LONGEST_GAP = 10  # median gaps between two results: a longer one is a pause and says nothing about the speed
 #: What messages call the `inputs` and the other parts of a fingerprint.
 INPUT_NAMES = {"weights": "weights", "space": "space", "image_size": "image size", "amp": "precision",
-               "validation": "validation images", "calibration": "calibration images", "codes": "arch list",
+               "validation": "validation images", "calibration": "calibration images",
+               "calibration_part": "parts of calibration images", "codes": "arch list",
                "images": "number of images"}
 
 
