@@ -51,10 +51,10 @@ def assert_as_undisturbed(folder, undisturbed):
         assert (folder / name).read_bytes() == (undisturbed[0] / name).read_bytes()
     assert read_json(folder / "s.manifest.json", "")["partial"] is False
     journal = Journal.newest(str(folder / "s.journal"))
-    for chunk in journal.chunks():
-        found = [journal.read(task) for task in journal.counts_tasks(chunk)]
+    for piece in journal.pieces():
+        found = [journal.read(task) for task in journal.counts_tasks(piece)]
         assert np.sort(np.concatenate(found)[:, 0]).tolist() == list(range(ARCHS))
-        assert all(((0 <= rows[:, 1]) & (rows[:, 1] <= rows[:, 2]) & (rows[:, 2] <= chunk[1] - chunk[0])).all()
+        assert all(((0 <= rows[:, 1]) & (rows[:, 1] <= rows[:, 2]) & (rows[:, 2] <= piece[1] - piece[0])).all()
                    for rows in found)
     assert journal.counts()[1] == journal.plan["images"] == evaluation.IMAGES
 

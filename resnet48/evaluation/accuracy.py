@@ -26,7 +26,7 @@ def calibrate(net: Supernet, arch: ArchConfig, pixels: np.ndarray) -> norm_stati
 
     The images are training images under the evaluation transform: a layer's mean and variance are those of the whole
     set, given the exact statistics of the layers before. (Recomputing the statistics of a subnet: arXiv 1903.05134,
-    section 3.2.) They go through the net in parts, see `norm_statistics`: 512 images of 224 x 224 pixels need 2.6 GB.
+    section 3.2.) They go through the net in parts, see `norm_statistics`; 512 of 224 x 224 pixels need 2.6 GB at most.
     """
     statistics = norm_statistics.Statistics()
     norm_statistics.forward(net.path(arch), norm_statistics.in_parts(pixels, normalize), statistics.keep)

@@ -1,9 +1,11 @@
 """Exact batch-norm statistics of a net over images that need not all go through it at once.
 
-A layer's mean and variance are those of all images, and the next layer sees features that were normalised by them. So the
-images go through a net in parts, side by side: each part up to the next batch norm, whose statistics are merged from
-those of the parts, then each part on to the one after it. What waits for a batch norm is one map of features per image;
-what a convolution needs beside it, which is several times as much, one part needs at a time.
+A layer's mean and variance are those of all images, and the next layer sees features that were normalised by them. So
+the images go through a net in parts, side by side: each part up to the next batch norm, whose statistics are merged
+from those of the parts, then each part on to the one after it. What waits for a batch norm is one map of features per
+image; what a convolution needs beside it, which is several times as much, one part needs at a time. At full width and
+224 pixels an image waits with up to 3.8 MB, in the tree of the published list (shards of 500 archs) with up to 4.8 MB,
+and 64 images need 0.6 GB beside: at most 2.6 and 3.1 GB for 512 images (7.3 GB as one batch).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
