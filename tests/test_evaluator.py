@@ -162,6 +162,8 @@ def test_calibration_in_parts_gives_the_same_counts_whatever_the_chunk_and_is_to
     whole = opened(tmp_path / "32", net, archs, sample(images))
     assert "calibration_part" not in whole.plan["inputs"]
     monkeypatch.setattr(norm_statistics, "PART_PIXELS", 12 * 32 ** 2)
+    assert opened(tmp_path / "32", net, archs, sample(images)).unlike == (
+        f"the evaluation in {whole.folder} does not count for this one: other parts of calibration images")
     found = {chunk: evaluated(tmp_path / str(chunk), net, archs, images, chunk=chunk) for chunk in (32, 90)}
     for counts in found.values():
         assert_agree(counts, one_by_one(net, archs, images))
