@@ -9,7 +9,7 @@ if __name__ == "__main__":  # before Paddle is imported
     signals.hold()
     streams.outlive_readers()
 
-from resnet48.evaluation import accuracy, evaluator, inference_model, prefix_tree, recheck, tree_forward
+from resnet48.evaluation import accuracy, evaluator, forecast, inference_model, prefix_tree, recheck, tree_forward
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
 from resnet48.nets import supernet
@@ -71,18 +71,26 @@ def dry_run(net, digest, entries, images, settings):
 def plan(settings):
     """Say what an evaluation would cost: nodes, MACs, time, memory, disk."""
     config.require(settings, "archs")
-    space = space_file.of(settings)
+    rate = settings.gflops and settings.gflops * 1e9
+    device = forecast.device_for(settings.device, rate, settings.memory and settings.memory * 1e9)
+    space, split, classes, size = space_file.of(settings), None, settings.num_classes, settings.image_size
+    if settings.checkpoint:
+        found = checkpoint.load(settings.checkpoint)
+        net = checkpoint.build_supernet(found)
+        space, split, classes = net.space, net.split, net.num_classes
+        size = size or found.state.get("settings", {}).get("image_size")
     entries = arch_list.read_list(settings.archs, space)
     chosen = arch_list.select(entries, settings.limit, settings.every, settings.keys)
-    print(evaluator.plan_text([entry.arch for entry in chosen], settings.image_size, settings.images,
-                              settings.num_classes, space, settings.chunk, settings.ranks, settings.calib_images,
-                              settings.gflops and settings.gflops * 1e9))
+    print(forecast.plan_text([entry.arch for entry in chosen], split, size or 224, settings.images, classes, space,
+                             settings.chunk, settings.ranks, settings.calib_images, device, rate))
+    if not settings.checkpoint:
+        print("note: this is for a supernet that is not split; --checkpoint tells whether it is")
 
 
 def status(settings):
     """Say how far an evaluation is, and write what is there so far if asked to."""
     journal = Journal.newest(journal_root(settings.output))
-    print(evaluator.status_text(journal))
+    print(forecast.status_text(journal))
     if settings.write:
         archs = [ArchConfig.parse(code, ANY, allow_untied=True) for _, code in journal.plan["codes"]]
         files.require_output("--write", settings.write, {},

@@ -54,10 +54,8 @@ def measure(way, codes, size, images):
         weights, steps = tree_forward.SlicedWeightCache(net, 8 << 30), prefix_tree.traversal(archs)
 
         def run():
-            recording = tree_forward.RecordingStatistics()
-            with paddle.no_grad():
-                tree_forward.forward_tree(weights, steps, accuracy.normalize(paddle.to_tensor(pixels)), recording)
-            return count_chunk(weights, steps, pixels, labels, tree_forward.ReplayedStatistics(recording.values()),
+            statistics = tree_forward.measure_tree(weights, steps, pixels)
+            return count_chunk(weights, steps, pixels, labels, tree_forward.ReplayedStatistics(statistics),
                                counts.first_half(labels))
     else:
         common.take_the_librarys_convolution()

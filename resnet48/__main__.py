@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from .evaluation import journal
+from .evaluation import journal, journal_plan
 from .images import cache_files
 from .space import space_file
 from .space.arch import ArchConfig, ArchError
@@ -91,7 +91,7 @@ def _journals(root):
     return [cache_files.Kept(os.path.basename(folder), "an evaluation",
                              sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()),
                              os.stat(folder).st_mtime, ())
-            for folder in journal.journals(root)]
+            for folder in journal_plan.journals(root)]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,10 +16,10 @@ from resnet48.training import checkpoint
 IMAGES = 60  # of the validation images, in chunks of 16
 
 
-def write_supernet(folder, seed=0):
+def write_supernet(folder, seed=0, split=None):
     """Weights of a narrow supernet that has learnt nothing; the path of their file."""
     paddle.seed(seed)
-    net = Supernet(FULL.narrowed((4, 8, 16, 32), 1), 10)
+    net = Supernet(FULL.narrowed((4, 8, 16, 32), 1), 10, split)
     path = os.path.join(folder, "final.pdparams")
     paddle.save(net.state_dict(), path)
     with open(os.path.join(folder, "final.json"), "w") as file:

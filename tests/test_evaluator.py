@@ -13,6 +13,7 @@ from commands import image_folder
 from resnet48.evaluation import accuracy, counts, evaluator, prefix_tree, tree_forward
 from resnet48.evaluation.journal import Journal
 from resnet48.images import datasets
+from resnet48.nets import norm_statistics
 from resnet48.nets.supernet import Supernet
 from resnet48.space.arch import FULL, PUBLISHED, ArchConfig
 from resnet48.space.arch_list import Entry
@@ -155,6 +156,27 @@ def test_unreadable_images_are_left_out_of_both(tmp_path, net):
     assert found[1] == 20
 
 
+def test_calibration_in_parts_gives_the_same_counts_whatever_the_chunk_and_is_told_from_that_in_one_part(
+        tmp_path, images, net, monkeypatch):
+    archs = archs_of(SPACES["pool"], "random")[:4]
+    whole = opened(tmp_path / "32", net, archs, sample(images))
+    assert "calibration_part" not in whole.plan["inputs"]
+    monkeypatch.setattr(norm_statistics, "PART_PIXELS", 12 * 32 ** 2)
+    assert opened(tmp_path / "32", net, archs, sample(images)).unlike == (
+        f"the evaluation in {whole.folder} does not count for this one: other parts of calibration images")
+    found = {chunk: evaluated(tmp_path / str(chunk), net, archs, images, chunk=chunk) for chunk in (32, 90)}
+    for counts in found.values():
+        assert_agree(counts, one_by_one(net, archs, images))
+    cut, other = (Journal.newest(str(tmp_path / str(chunk))) for chunk in found)
+    assert cut.folder != whole.folder and cut.plan["inputs"]["calibration_part"] == 12
+    assert cut.unlike is None and os.path.basename(cut.folder) == os.path.basename(other.folder)
+    for task in cut.statistics_tasks():
+        assert np.array_equal(cut.read(task), other.read(task))
+    again = opened(tmp_path / "32", net, archs, sample(images, calib_images=27))
+    assert again.unlike.endswith(": other calibration images")
+    assert "calibration_part" not in opened(tmp_path, net, archs, sample(images, calib_images=12)).plan["inputs"]
+
+
 # ---- what names of tasks depend on
 
 def load(folder, size=32, skip_bad=False):
@@ -256,8 +278,38 @@ def test_running_again_computes_nothing(tmp_path, images, net, monkeypatch, done
     before = {task: os.stat(journal.path(task)).st_mtime_ns for task in tasks_of(journal)}
     assert len(before) == 2 + 2 * 3
     monkeypatch.setattr(tree_forward, "forward_tree", None)
+    monkeypatch.setattr(tree_forward, "measure_tree", None)
     assert_same(evaluated(tmp_path, net, archs, images), counts)
     assert before == {task: os.stat(journal.path(task)).st_mtime_ns for task in tasks_of(journal)}
+
+
+def test_of_a_piece_of_several_chunks_an_interruption_loses_the_chunk_that_is_at_work(
+        tmp_path, images, net, monkeypatch):
+    monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", 3)
+    archs, walks, stop_at = archs_of(SPACES["pool"], "random")[:5], [], 2 + 4
+
+    def walked(weights, *arguments, original=tree_forward.forward_tree):
+        if len(walks) == stop_at:
+            raise KeyboardInterrupt
+        walks.append(arguments[1].shape[0])
+        return original(weights, *arguments)
+
+    expected = evaluated(tmp_path / "expected", net, archs, images, chunk=20)
+    monkeypatch.setattr(evaluator, "MOST_TASKS", 4)  # two shards, and five chunks of up to 20 images, three in a piece
+    monkeypatch.setattr(tree_forward, "forward_tree", walked)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path, net, archs, images, chunk=20)
+    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "expected"]
+    assert sorted(path.name for path in folder.glob("counts-*")) == [
+        "counts-0000000-0000060-0000.npy", "counts-0000000-0000060-0001.npy"]
+    stop_at = 7
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path, net, archs, images, chunk=20)
+    assert sorted(path.name for path in folder.glob("counts-*"))[2:] == ["counts-0000060-0000080-0000.npy"]
+    stop_at = None
+    assert_same(evaluated(tmp_path, net, archs, images, chunk=20), expected)
+    assert walks == 3 * [20] + 3 * [20] + [20] + [10, 20, 10]
+    assert len(list(folder.glob("counts-*"))) == 4
 
 
 @pytest.mark.parametrize("place", range(8))
@@ -381,8 +433,21 @@ def test_what_is_there_so_far_is_right_on_the_images_it_rests_on(images, net, do
 @pytest.mark.parametrize("memory, shards", [(1, 1), (10 ** 7, 1), (10 ** 8, 3), (10 ** 12, 1)])
 def test_the_chunk_fits_into_memory_and_into_the_images(monkeypatch, memory, shards):
     archs = archs_of(SPACES["pool"], "random")
-    cost = tree_forward.cost(prefix_tree.traversal(archs), 32, 10)
-    monkeypatch.setattr(evaluator, "_memory", lambda: memory)
-    chunk = evaluator.choose_chunk(cost, shards, 50_000)
-    assert 1 <= chunk <= 50_000 and evaluator.choose_chunk(cost, shards, 45) <= 45
-    assert chunk == 1 or chunk * cost.path_bytes <= memory
+    cost = tree_forward.cost_of_shards(prefix_tree.shards(prefix_tree.traversal(archs), shards), 32, 10)
+    for device in (evaluator.Device.of("cpu", memory), evaluator.Device.of("gpu", memory)):
+        chunk = evaluator.choose_chunk(cost, shards, 50_000, device)
+        assert 1 <= chunk <= 50_000 and evaluator.choose_chunk(cost, shards, 45, device) <= 45
+        assert chunk == 1 or chunk * cost.path_bytes <= memory
+    monkeypatch.setattr(evaluator, "_memory", lambda kind: memory)
+    assert evaluator.choose_chunk(cost, shards, 50_000) in [
+        evaluator.choose_chunk(cost, shards, 50_000, evaluator.Device.of(kind, memory)) for kind in ("cpu", "gpu")]
+
+
+@pytest.mark.parametrize("chunk, shards, images", [(16, 90, 50_000), (380, 90, 50_000), (1, 90, 50_000), (7, 1, 30),
+                                                   (1, 20_000, 3), (128, 90, 14_000)])
+def test_pieces_keep_the_tasks_under_ten_thousand_and_about_half_of_that_at_least(chunk, shards, images):
+    piece = evaluator.choose_piece(chunk, shards, images)
+    tasks, in_chunks = shards * -(-images // piece), shards * -(-images // chunk)
+    assert piece % chunk == 0
+    assert tasks <= 10_000 or piece >= images
+    assert tasks == in_chunks or tasks > 4_900

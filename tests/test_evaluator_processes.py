@@ -51,10 +51,10 @@ def assert_as_undisturbed(folder, undisturbed):
         assert (folder / name).read_bytes() == (undisturbed[0] / name).read_bytes()
     assert read_json(folder / "s.manifest.json", "")["partial"] is False
     journal = Journal.newest(str(folder / "s.journal"))
-    for chunk in journal.chunks():
-        found = [journal.read(task) for task in journal.counts_tasks(chunk)]
+    for piece in journal.pieces():
+        found = [journal.read(task) for task in journal.counts_tasks(piece)]
         assert np.sort(np.concatenate(found)[:, 0]).tolist() == list(range(ARCHS))
-        assert all(((0 <= rows[:, 1]) & (rows[:, 1] <= rows[:, 2]) & (rows[:, 2] <= chunk[1] - chunk[0])).all()
+        assert all(((0 <= rows[:, 1]) & (rows[:, 1] <= rows[:, 2]) & (rows[:, 2] <= piece[1] - piece[0])).all()
                    for rows in found)
     assert journal.counts()[1] == journal.plan["images"] == evaluation.IMAGES
 
@@ -153,6 +153,27 @@ def test_what_killed_processes_held_is_done_by_those_who_are_left(tmp_path, word
         process.kill()
     finish(lives[2])
     assert_as_undisturbed(tmp_path, undisturbed)
+
+
+def run_in_pieces(command_line):
+    """In a process of its own: evaluate in pieces of two chunks."""
+    from resnet48.evaluation import evaluator
+
+    evaluator.MOST_TASKS = 2 * -(-ARCHS // PER_SHARD)
+    evaluation.run(PER_SHARD, command_line)
+
+
+@pytest.mark.slow
+def test_pieces_that_killed_processes_have_begun_are_gone_on_with(tmp_path, words, undisturbed):
+    lives = [processes.start(run_in_pieces, words(tmp_path)) for _ in range(2)]
+    while not list(tmp_path.glob("s.journal/*/counts-0000000-0000016-*.npy")) and lives[0].is_alive():
+        time.sleep(0.001)
+    for process in lives:
+        process.kill()
+        process.join()
+    finish(processes.start(run_in_pieces, words(tmp_path)))
+    assert_as_undisturbed(tmp_path, undisturbed)
+    assert Journal.newest(str(tmp_path / "s.journal")).pieces() == [(0, 32), (32, 60)]
 
 
 def hold(path, held, release):

@@ -6,14 +6,18 @@ import re
 import signal
 
 import evaluation
+import numpy as np
 import pytest
-from commands import call, good
+from commands import call, good, write_list
 
-from resnet48.evaluation import evaluator, tree_forward
+from resnet48.evaluation import evaluator, prefix_tree, tree_forward
+from resnet48.space.arch import FULL
+from resnet48.space.split import Split
 from resnet48.system import signals
 from resnet48.system.errors import STOPPED
 
 SCRIPT = "eval_supernet.py"
+NARROW = FULL.narrowed((4, 8, 16, 32), 1)
 ARCHS = 7
 
 
@@ -67,15 +71,19 @@ def refusal(*words):
 
 def signal_at(monkeypatch, number, call_of_walk):
     """Send this process a signal as that traversal of a shard begins."""
-    calls, original = [], tree_forward.forward_tree
+    calls = []
 
-    def run(*arguments):
-        calls.append(1)
-        if len(calls) == call_of_walk:
-            os.kill(os.getpid(), number)
-        return original(*arguments)
+    def counted(original):
+        def run(*arguments):
+            calls.append(1)
+            if len(calls) == call_of_walk:
+                os.kill(os.getpid(), number)
+            return original(*arguments)
 
-    monkeypatch.setattr(tree_forward, "forward_tree", run)
+        return run
+
+    for name in ("measure_tree", "forward_tree"):
+        monkeypatch.setattr(tree_forward, name, counted(getattr(tree_forward, name)))
 
 
 def tasks(folder, kind):
@@ -205,14 +213,15 @@ def test_status_says_how_far_it_is_and_writes_what_is_there_so_far(
         signal_at(patched, signal.SIGTERM, 6)  # after three tasks of statistics and two of counts
         call(SCRIPT, *words)
     assert "2 of 12 tasks (16.7%)" in good(call(SCRIPT, *status)).out
-    assert refusal(*status, "--write", so_far) == ("error: no chunk of images is done for all archs yet, so there is "
-                                                   "nothing to write")
+    assert refusal(*status, "--write", so_far) == ("error: no piece of the images is done for all archs yet, so "
+                                                   "there is nothing to write")
     assert not so_far.exists()
     with monkeypatch.context() as patched:
-        signal_at(patched, signal.SIGTERM, 6)  # five more: two chunks whole, and one piece of the third
+        signal_at(patched, signal.SIGTERM, 6)  # five more: two pieces for all archs, and the third for some
         call(SCRIPT, *words)
     said = good(call(SCRIPT, *status, "--write", so_far)).out
-    assert "7 of 12 tasks (58.3%)" in said and "2 of 4 chunks are done for all archs: 32 of 60 images" in said
+    assert "7 of 12 tasks (58.3%)" in said
+    assert "2 of 4 pieces of the images are done for all archs: 32 of 60 images" in said
     assert f"wrote {so_far}: 7 archs, UNFINISHED: on 32 of 60 images so far" in said
     listed, written = load(archs), load(so_far)
     assert [(key, entry["arch"]) for key, entry in written.items()] == [
@@ -253,13 +262,60 @@ def test_a_plan_for_more_processes_or_fewer_images_takes_less_time(archs):
     assert hours("--images", 25_000, "--calib_images", 25_000) == pytest.approx(one, rel=1e-2)
 
 
+def test_a_plan_says_how_many_files_there_will_be_and_they_are_not_too_many(monkeypatch, archs):
+    def files(*words):
+        said = good(call(SCRIPT, "plan", "--archs", archs, "--gflops", 1, "--chunk", 2, *words)).out
+        return re.search(r"\nfiles +(.*)\n", said).group(1)
+
+    assert files("--images", 6000) == "3 of statistics, 9000 of counts, 1 chunk in each"
+    assert files("--images", 50_000) == "3 of statistics, 9375 of counts, 8 chunks in each"
+    monkeypatch.setattr(evaluator, "MOST_TASKS", 20)
+    assert files("--images", 60) == "3 of statistics, 18 of counts, 5 chunks in each"
+
+
+@pytest.mark.parametrize("words, expected", [
+    (("--gflops", 50), "cpu with "), (("--gflops", 10_000), "gpu with 16.0 GB"),
+    (("--gflops", 10_000, "--memory", 80), "gpu with 80.0 GB"), (("--gflops", 2000, "--device", "cpu"), "cpu with "),
+    (("--gflops", 500, "--device", "gpu", "--memory", 8), "gpu with 8.0 GB")], ids=str)
+def test_a_plan_is_for_the_device_that_is_named_or_told_by_its_speed(monkeypatch, archs, words, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    said = good(call(SCRIPT, "plan", "--archs", archs, *words)).out
+    assert f"\ndevice of a process           {expected}" in said
+    needed = float(re.search(r"per process +([\d.]+) GB for a chunk", said).group(1))
+    if "gpu" in expected:  # is fast enough for as many images as fit
+        assert needed == pytest.approx(0.25 * float(re.search(r"with ([\d.]+) GB", said).group(1)), abs=0.02)
+    else:  # would take longer than a minute for them
+        assert needed < 3
+
+
+def test_the_speed_of_a_device_that_is_not_here_is_not_measured(archs):
+    assert refusal("plan", "--archs", archs, "--device", "gpu") == (
+        "error: --device gpu is not what computes here, so its speed cannot be measured: give --gflops")
+
+
+@pytest.mark.parametrize("split", [None, Split(1, "depth", (2, 3, 4, 5))], ids=str)
+def test_a_plan_for_a_checkpoint_is_for_its_space_its_classes_and_its_split(tmp_path, split):
+    weights, rng = evaluation.write_supernet(tmp_path, split=split), np.random.default_rng(0)
+    found = list({arch.code: arch for arch in (NARROW.sample(rng) for _ in range(60))}.values())
+    write_list(tmp_path / "list.json", *("1" + arch.code for arch in found))
+    said = good(call(SCRIPT, "plan", "--archs", tmp_path / "list.json", "--checkpoint", weights, "--gflops", 10)).out
+    expected = prefix_tree.nodes(prefix_tree.traversal(found, split))
+    assert re.search(rf"nodes of the tree +{expected}\n", said) and "10 classes" in said and "note:" not in said
+    assert f"\nsplit of the supernet         {split or 'none'}\n" in said
+    assert (expected == prefix_tree.nodes(prefix_tree.traversal(found))) == (split is None)
+
+
 @pytest.mark.slow
 def test_the_plan_of_the_published_list_says_what_sharing_saves(monkeypatch, published):
     monkeypatch.setattr(evaluator, "ARCHS_PER_SHARD", 500)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     said = good(call(SCRIPT, "plan", "--archs", published, "--gflops", 1000)).out
     assert re.search(r"nodes of the tree +412795\n", said)
     assert "2.9718 alone, 1.5862 shared, a factor of 1.874" in said
     assert re.search(r"shards, chunks, tasks +90, ", said) and "costs 0.17% more" in said
+    assert "GB for a chunk, 3.08 GB for calibration, and weights" in said
+    assert said.endswith("\nnote: this is for a supernet that is not split; --checkpoint tells whether it is\n")
+    assert "90 of statistics, 9720 of counts, 29 chunks in each" in said
 
 
 # ---- outputs over inputs

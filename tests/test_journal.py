@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from resnet48.evaluation import journal as journal_module
+from resnet48.evaluation import journal_plan
 from resnet48.evaluation.journal import Journal, run_tasks, try_lock
 from resnet48.system.errors import UserError
 
@@ -19,8 +19,8 @@ INPUTS = {"weights": "w", "validation": "v"}
 CODES = [["arch1", "c1"], ["arch2", "c2"], ["arch3", "c3"]]
 
 
-def open_journal(root, inputs=INPUTS, codes=CODES, images=10, chunk=4, shards=2, fresh=False):
-    return Journal.open(str(root), inputs, codes, images, chunk, shards, fresh)
+def open_journal(root, inputs=INPUTS, codes=CODES, images=10, chunk=4, shards=2, fresh=False, piece=None):
+    return Journal.open(str(root), inputs, codes, images, chunk, shards, fresh, piece)
 
 
 def rows(task):
@@ -95,10 +95,13 @@ def test_a_change_of_anything_that_counts_depend_on_is_another_journal(tmp_path,
     assert before.counts()[1] == 10
 
 
-def test_chunk_and_shards_stay_those_of_whoever_began(tmp_path):
-    open_journal(tmp_path, chunk=4, shards=2)
-    plan = open_journal(tmp_path, chunk=7, shards=3).plan
-    assert (plan["chunk"], plan["shards"]) == (4, 2)
+def test_chunk_piece_and_shards_stay_those_of_whoever_began(tmp_path):
+    open_journal(tmp_path, chunk=4, shards=2)  # also what an earlier version began, before there were pieces
+    plan = open_journal(tmp_path, chunk=2, shards=3, piece=6).plan
+    assert (plan["chunk"], plan["piece"], plan["shards"]) == (4, 4, 2)
+    open_journal(tmp_path / "pieces", chunk=2, piece=6)
+    plan = open_journal(tmp_path / "pieces", chunk=4).plan
+    assert (plan["chunk"], plan["piece"]) == (2, 6)
 
 
 def test_many_that_begin_at_once_work_by_one_and_the_same_plan(tmp_path):
@@ -137,14 +140,49 @@ def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
     (10, 4, [(0, 4), (4, 8), (8, 10)]), (10, 10, [(0, 10)]), (10, 99, [(0, 10)]), (3, 1, [(0, 1), (1, 2), (2, 3)])])
 def test_chunks_take_every_image_once(tmp_path, images, chunk, expected):
     journal = open_journal(tmp_path, images=images, chunk=chunk)
-    assert journal.chunks() == expected
+    assert journal.pieces() == expected
     assert len(set(journal.counts_tasks())) == 2 * len(expected)
+
+
+@pytest.mark.parametrize("piece, expected", [(4, [(0, 4), (4, 8), (8, 10)]), (6, [(0, 6), (6, 10)]), (10, [(0, 10)]),
+                                             (12, [(0, 10)])])
+def test_pieces_take_every_image_once(tmp_path, piece, expected):
+    assert open_journal(tmp_path, chunk=2, piece=piece).pieces() == expected
+
+
+def test_what_there_is_of_a_piece_is_a_result_until_there_is_more_and_counts_for_nothing_yet(tmp_path):
+    journal = open_journal(tmp_path, chunk=2, piece=6)
+    task = journal.counts_tasks()[1]
+    assert [each.name for each in journal.beginnings(task)] == ["counts-0000000-0000004-0001",
+                                                                "counts-0000000-0000002-0001"]
+    assert [each.name for each in journal.beginnings(journal.counts_tasks()[2])] == ["counts-0000006-0000008-0000"]
+    assert journal.beginnings(journal.statistics_tasks()[0]) == []
+    fill(journal, [journal.counts_tasks()[0]])
+    for each in [*journal.beginnings(task)[::-1], task]:
+        assert journal.counts()[1] == 0
+        fill(journal, [each])
+        assert sorted(name for name in os.listdir(journal.folder) if name.endswith("1.npy")) == [each.name + ".npy"]
+    assert journal.counts()[1] == 6
+
+
+def test_a_half_written_beginning_stays_as_long_as_a_process_holds_its_task(tmp_path):
+    journal = open_journal(tmp_path, chunk=2, piece=6)
+    tasks = journal.counts_tasks()
+    left = {task: os.path.join(journal.folder, f".{journal.beginnings(task)[-1].name}.npy.abc12_34.npy")
+            for task in (tasks[1], tasks[3])}
+    for path in left.values():
+        with open(path, "wb") as file:
+            file.write(b"half")
+    other = holder(journal.path(tasks[3]))
+    open_journal(tmp_path)
+    assert [os.path.exists(path) for path in left.values()] == [False, True]
+    end(other)
 
 
 def test_counts_are_those_of_the_chunks_that_are_done_for_all_archs(tmp_path):
     journal = open_journal(tmp_path)
     assert journal.counts()[1] == 0 and journal.progress()[:3] == ([], 0, 6)
-    first, second, third = (journal.counts_tasks(chunk) for chunk in journal.chunks())
+    first, second, third = (journal.counts_tasks(chunk) for chunk in journal.pieces())
     fill(journal, [*first, second[0], third[1]])
     counts, images = journal.counts()
     assert images == 4 and counts.tolist() == [[1, 1, 5, 1, 1, 1], [2, 2, 5, 1, 1, 1], [1, 2, 5, 1, 1, 1]]
@@ -310,6 +348,8 @@ PLANS = {
     "empty": b"", "not JSON": b"{", "an array": b"[]", "a number": b"1", "null": b"null", "text": b'"plan"',
     "not text": b"\xff\xfe", "nested": b"[" * 100_000, "without keys": b"{}",
     "of other types": b'{"inputs": 1, "codes": 2, "images": "x", "chunk": null, "shards": []}',
+    "with a piece that is no number of chunks": b'{"inputs": {}, "codes": [], "images": 10, "chunk": 4, "piece": 6, '
+                                               b'"shards": 1}',
     "of an earlier version": b'{"inputs": {"weights": "w", "validation": "v"}, "codes": [["arch1", "c1"], ["arch2", '
                              b'"c2"], ["arch3", "c3"]], "images": 10, "chunk": 4, "shards": 2}',
 }
@@ -328,7 +368,7 @@ def test_a_plan_that_is_not_the_one_that_was_written_is_made_again(tmp_path, con
     assert again.counts()[1] == 10
 
 
-@pytest.mark.parametrize("key, value", [("chunk", 5), ("shards", 1), ("images", 9), ("codes", CODES[:2])])
+@pytest.mark.parametrize("key, value", [("chunk", 5), ("piece", 8), ("shards", 1), ("images", 9), ("codes", CODES[:2])])
 def test_a_plan_with_one_number_changed_is_not_believed(tmp_path, key, value):
     journal = open_journal(tmp_path)
     path = os.path.join(journal.folder, "plan.json")
@@ -351,9 +391,9 @@ def test_where_a_finished_evaluation_does_not_count_the_input_that_differs_is_na
 
 
 def test_an_evaluation_of_the_format_without_cross_entropies_is_computed_again_which_is_said(tmp_path, monkeypatch):
-    fingerprint = journal_module._fingerprint
+    fingerprint = journal_plan.fingerprint
     with monkeypatch.context() as patched:
-        patched.setattr(journal_module, "_fingerprint", lambda plan: fingerprint(plan, 1))
+        patched.setattr(journal_plan, "fingerprint", lambda plan: fingerprint(plan, 1))
         earlier = open_journal(tmp_path)
     with pytest.raises(UserError, match=f"^an earlier version wrote the evaluation in {earlier.folder}, without cross-"
                                         "entropies; `eval_supernet.py run` computes it again$"):

@@ -13,8 +13,9 @@ from commands import SMALLEST, write_list
 from hypothesis import HealthCheck, given, settings, strategies
 from small_runs import SANDWICH, SETTINGS, fit
 
-from resnet48.evaluation import evaluator
-from resnet48.evaluation.journal import PLAN, Journal
+from resnet48.evaluation import forecast
+from resnet48.evaluation.journal import Journal
+from resnet48.evaluation.journal_plan import PLAN
 from resnet48.ranking import submission
 from resnet48.space import arch_list
 from resnet48.space.arch import FULL, PUBLISHED, SPACES, ArchConfig, ArchError, SearchSpace
@@ -159,7 +160,7 @@ def test_any_plan_has_a_status_or_is_an_error(tmp_path, content):
     write(tmp_path / PLAN, content)
     found = attempt(Journal, str(tmp_path))
     if found:
-        assert attempt(evaluator.status_text, found)
+        assert attempt(forecast.status_text, found)
 
 
 # ---- checkpoints

@@ -8,6 +8,9 @@ import evaluation
 import pytest
 from commands import call, good, refusal
 
+from resnet48.ranking import provenance, submission
+from resnet48.system import files
+
 SCRIPT = "eval_supernet.py"
 
 
@@ -89,3 +92,13 @@ def test_it_needs_a_checkpoint_a_manifest_with_settings_and_counts(here, weights
     edit(here / "s.manifest.json", lambda content: content.update(settings))
     (here / "s.counts.json").unlink()
     assert "there are no counts" in refusal(verify(weights, "--recheck", 1), here)
+
+
+def test_the_counts_are_read_once_and_come_in_the_order_of_the_submission(here, monkeypatch):
+    read, paths = files.read_json, []
+    monkeypatch.setattr(files, "read_json", lambda path, *what: paths.append(str(path)) or read(path, *what))
+    entries, rows, images = provenance.counts("s.json", submission.read_manifest_net("s.json")[0])
+    assert sum(path.endswith("s.counts.json") for path in paths) == 1
+    written = json.loads((here / "s.counts.json").read_text())
+    assert [entry.key for entry in entries] == list(written["counts"]) and images == written["images"] == 60
+    assert rows[:, [0, 5]].tolist() == [[row["top1"], row["first_cross_entropy"]] for row in written["counts"].values()]

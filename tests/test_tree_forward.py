@@ -4,7 +4,7 @@ import pytest
 
 from resnet48.evaluation import accuracy, prefix_tree, tree_forward
 from resnet48.images.datasets import normalize
-from resnet48.nets import layers
+from resnet48.nets import layers, norm_statistics
 from resnet48.nets.supernet import Supernet
 from resnet48.space.arch import PUBLISHED
 
@@ -16,10 +16,9 @@ def pixels(count, size=32, seed=0):
 def logits_by_walking(net, archs, calibration, images, split=None):
     weights, found = tree_forward.SlicedWeightCache(net, 1 << 30), {}
     steps = prefix_tree.traversal(archs, split)
-    recording = tree_forward.RecordingStatistics()
-    tree_forward.forward_tree(weights, steps, normalize(paddle.to_tensor(calibration)), recording)
+    statistics = tree_forward.measure_tree(weights, steps, calibration)
     tree_forward.forward_tree(weights, steps, normalize(paddle.to_tensor(images)),
-                              tree_forward.ReplayedStatistics(recording.values()),
+                              tree_forward.ReplayedStatistics(statistics),
                               lambda index, logits: found.__setitem__(index, logits.numpy()))
     return found
 
@@ -81,14 +80,25 @@ def test_weights_are_the_same_however_few_may_be_kept(narrow, rng):
 
 def test_the_statistics_take_as_many_bytes_as_predicted(narrow, rng):
     net, steps = net_with_statistics(narrow, rng), prefix_tree.traversal(archs_of(narrow, rng, 10))
-    recording = tree_forward.RecordingStatistics()
-    tree_forward.forward_tree(tree_forward.SlicedWeightCache(net, 1 << 30), steps,
-                              normalize(paddle.to_tensor(pixels(2))), recording)
-    assert recording.values().nbytes == tree_forward.cost(steps, 32, 5).statistics_bytes
+    values = tree_forward.measure_tree(tree_forward.SlicedWeightCache(net, 1 << 30), steps, pixels(2))
+    assert values.nbytes == tree_forward.cost(steps, 32, 5).statistics_bytes
 
 
-@pytest.mark.skipif(not hasattr(paddle.base.core, "host_memory_stat_reset_peak_value"),
-                    reason="this version of Paddle does not tell how much memory a part of a program took")
+def peak(run, count, size):
+    """Bytes that a function of so many images has at once at its worst point."""
+    memory, batch = paddle.base.core, pixels(count, size)
+    before = memory.host_memory_stat_current_value("Allocated", 0)
+    memory.host_memory_stat_reset_peak_value("Allocated", 0)
+    run(batch)
+    return memory.host_memory_stat_peak_value("Allocated", 0) - before
+
+
+tells_memory = pytest.mark.skipif(
+    not hasattr(paddle.base.core, "host_memory_stat_reset_peak_value"),
+    reason="this version of Paddle does not tell how much memory a part of a program took")
+
+
+@tells_memory
 @pytest.mark.parametrize("base", [(24, 48, 96, 192), (4, 8, 16, 32)])
 @pytest.mark.parametrize("size", [16, 32, 36, 65])
 def test_a_walk_takes_no_more_memory_than_predicted_and_not_much_less(base, size, rng):
@@ -96,16 +106,44 @@ def test_a_walk_takes_no_more_memory_than_predicted_and_not_much_less(base, size
     net = Supernet(space, 5)
     net.eval()
 
-    def peak(steps, count):
-        memory, batch = paddle.base.core, pixels(count, size)
-        before = memory.host_memory_stat_current_value("Allocated", 0)
-        memory.host_memory_stat_reset_peak_value("Allocated", 0)
-        tree_forward.forward_tree(weights, steps, normalize(paddle.to_tensor(batch)),
-                                  tree_forward.RecordingStatistics())
-        return memory.host_memory_stat_peak_value("Allocated", 0) - before
+    def walk(batch):
+        tree_forward.forward_tree(weights, steps, normalize(paddle.to_tensor(batch)), layers.batch_norm)
 
     for archs in ([space.largest()], [space.smallest()], archs_of(space, rng, 2)):
         weights, steps = tree_forward.SlicedWeightCache(net, 1 << 40), prefix_tree.traversal(archs)
-        peak(steps, 4)  # lays out the weights
-        per_image = (peak(steps, 24) - peak(steps, 8)) / 16  # the difference leaves out what does not grow with images
-        assert 0.7 <= per_image / tree_forward.cost(steps, size, 5).path_bytes <= 1
+        peak(walk, 4, size)  # lays out the weights
+        # The difference leaves out what does not grow with images.
+        per_image = (peak(walk, 24, size) - peak(walk, 8, size)) / 16
+        assert 0.65 <= per_image / tree_forward.cost(steps, size, 5).path_bytes <= 1
+
+
+@tells_memory
+@pytest.mark.parametrize("base, size", [((24, 48, 96, 192), 32), ((4, 8, 16, 32), 65)])
+def test_calibration_in_parts_takes_as_much_memory_as_predicted(base, size, rng, monkeypatch):
+    space = PUBLISHED.narrowed(base, 1)
+    net = Supernet(space, 5)
+    weights, steps = tree_forward.SlicedWeightCache(net, 1 << 40), prefix_tree.traversal(archs_of(space, rng, 4))
+    cost = tree_forward.cost(steps, size, 5)
+
+    def measure(batch):
+        tree_forward.measure_tree(weights, steps, batch)
+
+    peak(measure, 8, size)  # lays out the weights
+    in_one = peak(measure, 24, size)
+    assert 0.5 <= in_one / cost.calibration_bytes(24, size) <= 1
+    monkeypatch.setattr(norm_statistics, "PART_PIXELS", 2 * size ** 2)
+    in_parts = peak(measure, 24, size)
+    assert in_parts < in_one
+    assert 0.9 <= (peak(measure, 40, size) - in_parts) / 16 / cost.waiting_bytes <= 1
+
+
+# ---- calibration in parts
+
+def test_a_set_is_cut_into_few_parts_of_almost_equal_size_and_small_sets_are_not_cut():
+    def sizes(count, size):
+        return [len(part) for part in norm_statistics.in_parts(pixels(count, size), lambda x: x)]
+
+    assert norm_statistics.images_per_part(224) == 64 and norm_statistics.images_per_part(32) == 3136
+    assert norm_statistics.images_per_part(4000) == 1
+    assert sizes(512, 79) == [512] and sizes(3, 1800) == [1, 1, 1] and sizes(9, 600) == [5, 4]
+    assert sizes(10, 900) == [3, 3, 2, 2]

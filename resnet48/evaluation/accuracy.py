@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 
 from ..images import cache, datasets
 from ..images.datasets import normalize
-from ..nets import layers
+from ..nets import layers, norm_statistics
 from ..nets.supernet import ResNet48, Supernet
 from ..space.arch import ArchConfig, SearchSpace
 from ..system import runtime
@@ -21,15 +21,15 @@ VALIDATED_RANDOM_ARCHS = 2
 
 
 @paddle.no_grad()
-def calibrate(net: Supernet, arch: ArchConfig, pixels: np.ndarray) -> layers.Statistics:
+def calibrate(net: Supernet, arch: ArchConfig, pixels: np.ndarray) -> norm_statistics.Statistics:
     """Batch-norm statistics of one subnet, exact over all of `pixels` (uint8 [N, 3, S, S]), layer after layer.
 
-    The images are training images under the evaluation transform, run as one batch: a layer's mean and variance are
-    those of the whole set, given the exact statistics of the layers before. (Recomputing the statistics of a subnet:
-    arXiv 1903.05134, section 3.2.)
+    The images are training images under the evaluation transform: a layer's mean and variance are those of the whole
+    set, given the exact statistics of the layers before. (Recomputing the statistics of a subnet: arXiv 1903.05134,
+    section 3.2.) They go through the net in parts, see `norm_statistics`; 512 of 224 x 224 pixels need 2.6 GB at most.
     """
-    statistics = layers.Statistics()
-    net(normalize(paddle.to_tensor(pixels)), arch, norm=statistics.measure)
+    statistics = norm_statistics.Statistics()
+    norm_statistics.forward(net.path(arch), norm_statistics.in_parts(pixels, normalize), statistics.keep)
     return statistics
 
 
@@ -85,8 +85,8 @@ def calibrate_alone(net: ResNet48, pixels: np.ndarray | None) -> None:
     """
     if pixels is None:
         return
-    statistics = layers.Statistics()
-    net(normalize(paddle.to_tensor(pixels)), norm=statistics.measure)
+    statistics = norm_statistics.Statistics()
+    norm_statistics.forward(net.path(), norm_statistics.in_parts(pixels, normalize), statistics.keep)
     statistics.store()
 
 
@@ -153,6 +153,14 @@ class Sample:
         pixels = cache.decoded(self.images, self.images.train, self.calibration, "calibration images")[0]
         _require_enough(len(pixels), self.images.size)  # unreadable ones may have been left out
         return pixels
+
+    @property
+    def calibration_part(self) -> int | None:
+        """How many of the calibration images go through a net at once, None where it is all of them: a pure function
+        of their number and size, see `norm_statistics.images_per_part`, that shows in the last digits of statistics.
+        """
+        part = norm_statistics.images_per_part(self.images.size)
+        return part if part < len(self.calibration) else None
 
     def fingerprints(self, folder: str | None = None) -> dict[str, str | None]:
         """What the validation and the calibration images depend on; folder: as for `cache.fingerprint`."""

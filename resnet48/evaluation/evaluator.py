@@ -6,8 +6,8 @@ Then every chunk of images runs through the whole tree.
 """
 
 import os
-import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -15,7 +15,7 @@ import paddle
 from ..images import datasets
 from ..nets import conv_algorithms, layers
 from ..nets.supernet import Supernet
-from ..space.arch import ArchConfig, SearchSpace
+from ..space.arch import ArchConfig
 from ..space.arch_list import Entry
 from ..system import machine, runtime
 from ..system.errors import UserError
@@ -28,7 +28,7 @@ SECONDS_PER_TASK = 60  # the target, and about what an interruption may lose
 FLOPS_GUESS = {"cpu": 5e10, "gpu": 1e13}  # per core or device and second, to choose a chunk before anything has run
 SMALLEST_CHUNK = 16  # images; smaller ones leave a device idle
 DENSE_FROM = 200  # archs times chunks: fewer do not repay laying weights out as dense matrices
-RATE_ARCHS = 20  # evaluated to measure a rate
+MOST_TASKS = 10_000  # of counts, each of which is a file
 SHARE_OF_MEMORY = 0.25  # of the machine's, divided among its processes
 DTYPES = {"none": "float32", "fp16": "float16", "bf16": "bfloat16"}  # `amp` of a journal's inputs -> of the tensors
 
@@ -47,12 +47,15 @@ def open_journal(root: str, digest: str, entries: Sequence[Entry], steps: Sequen
         raise UserError(f"--fresh is for one process, not for {runtime.world_size()}: delete {root} and run without it")
     images, amp = sample.images, "none" if precision == "fp32" else precision
     inputs = {"weights": digest, "space": net.space.to_dict(), "image_size": images.size, "amp": amp,
-              **sample.fingerprints(root), **({"split": net.split.to_dict()} if net.split else {})}
-    shards = -(-len(entries) // ARCHS_PER_SHARD)
+              **sample.fingerprints(root), **({"split": net.split.to_dict()} if net.split else {}),
+              **({"calibration_part": sample.calibration_part} if sample.calibration_part else {})}
+    shards = shard_count(len(entries))
     # Fewer than asked for where unreadable ones are left out.
     count = len(sample.validation_images[1]) if images.skip_bad else len(sample.validation)
-    chunk = chunk or choose_chunk(tree_forward.cost(steps, images.size, net.num_classes), shards, count)
-    journal = Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards, fresh)
+    chunk = chunk or choose_chunk(tree_forward.cost_of_shards(prefix_tree.shards(steps, shards), images.size,
+                                                              net.num_classes), shards, count)
+    journal = Journal.open(root, inputs, [[entry.key, entry.code] for entry in entries], count, chunk, shards, fresh,
+                           choose_piece(chunk, shards, count))
     if journal.unlike:
         runtime.log_rank(f"note: {journal.unlike}")  # whoever makes the plan knows it, and nobody else
     return journal
@@ -70,8 +73,9 @@ def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.S
     journal.leaves = [[step.leaf for step in part] for part in parts]
     pixels, labels = sample.validation_images
     first_half = counts.first_half(labels)
-    kept = int(_memory() * SHARE_OF_MEMORY / 2)
-    walks = len(steps) * len(journal.chunks())
+    kept = int(Device.here().memory * SHARE_OF_MEMORY / 2)
+    chunk = journal.plan["chunk"]
+    walks = len(steps) * -(-journal.plan["images"] // chunk)
     dense_up_to = conv_algorithms.DENSE_UP_TO if walks >= DENSE_FROM else conv_algorithms.DENSE_ONCE_UP_TO
     calibration = sample.calibration_images
 
@@ -79,10 +83,7 @@ def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.S
         weights = tree_forward.SlicedWeightCache(net, kept, dense_up_to=dense_up_to)
 
         def one(task):
-            recording = tree_forward.RecordingStatistics()
-            tree_forward.forward_tree(weights, parts[task.shard],
-                                      datasets.normalize(paddle.to_tensor(np.array(calibration))), recording)
-            journal.write(task, recording.values())
+            journal.write(task, tree_forward.measure_tree(weights, parts[task.shard], calibration))
 
         return run_tasks(journal, tasks, one, share)
 
@@ -93,13 +94,19 @@ def evaluate_list(net: Supernet, journal: Journal, steps: Sequence[prefix_tree.S
     weights = tree_forward.SlicedWeightCache(net, kept, DTYPES[journal.plan["inputs"]["amp"]], dense_up_to)
 
     def count(task):
-        chunk, norm = slice(task.first, task.last), layers.batch_norm
         if calibration is not None:
             needed = journal.statistics_tasks()[task.shard]
             list(measure([needed]))  # nothing to do, unless it has been damaged meanwhile
-            norm = tree_forward.ReplayedStatistics(journal.read(needed, mapped=True))
-        journal.write(task, count_chunk(weights, parts[task.shard], pixels[chunk], labels[chunk], norm,
-                                        first_half[chunk]))
+            statistics = journal.read(needed, mapped=True)
+        done = next(filter(journal.has, journal.beginnings(task)), None)
+        for first in range(done.last if done else task.first, task.last, chunk):
+            part = slice(first, min(first + chunk, task.last))
+            norm = layers.batch_norm if calibration is None else tree_forward.ReplayedStatistics(statistics)
+            rows = count_chunk(weights, parts[task.shard], pixels[part], labels[part], norm, first_half[part])
+            if done:
+                rows[:, 1:] += journal.read(done)[:, 1:]
+            done = task._replace(last=part.stop)
+            journal.write(done, rows)
 
     tasks = _left(journal, journal.counts_tasks(), "counts")
     for _ in runtime.progress(run_tasks(journal, tasks, count, share), len(tasks), "tasks"):
@@ -126,20 +133,57 @@ def count_chunk(weights: tree_forward.SlicedWeightCache, steps: Sequence[prefix_
     return np.concatenate([np.array([[step.leaf] for step in steps]), rows], axis=1)
 
 
-def choose_chunk(cost: tree_forward.Cost, shards: int, images: int) -> int:
-    """Images per chunk: what fits into memory and takes about a minute per task. cost: of the whole traversal."""
-    device = "gpu" if paddle.device.get_device().startswith("gpu") else "cpu"
-    rate = FLOPS_GUESS[device] * (int(os.environ.get("OMP_NUM_THREADS", 1)) if device == "cpu" else 1)
-    by_time = SECONDS_PER_TASK * rate * shards / (2 * cost.macs)
-    by_memory = _memory() * SHARE_OF_MEMORY / cost.path_bytes
+class Device(NamedTuple):
+    """What the work is divided for. kind: cpu or gpu; rate: about how many FLOP per second one process does; memory:
+    bytes that it may count on.
+    """
+
+    kind: str
+    rate: float
+    memory: float
+
+    @classmethod
+    def here(cls) -> "Device":
+        """The one that Paddle uses."""
+        return cls.of("gpu" if paddle.device.get_device().startswith("gpu") else "cpu")
+
+    @classmethod
+    def of(cls, kind: str, memory: float | None = None) -> "Device":
+        """One of a kind, with a guess of its rate; memory: None for that of this machine, which must have one."""
+        threads = int(os.environ.get("OMP_NUM_THREADS", 1)) if kind == "cpu" else 1
+        return cls(kind, FLOPS_GUESS[kind] * threads, memory or _memory(kind))
+
+
+def _memory(kind):
+    """Bytes that one process of this machine may count on."""
+    if kind == "gpu":
+        return paddle.device.cuda.get_device_properties().total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / machine.local_ranks(os.environ)
+
+
+def shard_count(archs: int) -> int:
+    """In how many shards a list of so many archs is cut."""
+    return -(-archs // ARCHS_PER_SHARD)
+
+
+def choose_chunk(cost: tree_forward.Cost, shards: int, images: int, device: Device | None = None) -> int:
+    """Images per chunk: what fits into memory and takes about a minute per shard.
+
+    cost: of the shards together, `tree_forward.cost_of_shards`; device: None for the one that is used here.
+    """
+    device = device or Device.here()
+    by_time = SECONDS_PER_TASK * device.rate * shards / (2 * cost.macs)
+    by_memory = device.memory * SHARE_OF_MEMORY / cost.path_bytes
     return int(max(1, min(images, by_memory, max(SMALLEST_CHUNK, by_time))))
 
 
-def _memory():
-    """Bytes that one process of this machine may count on."""
-    if paddle.device.get_device().startswith("gpu"):
-        return paddle.device.cuda.get_device_properties().total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / machine.local_ranks(os.environ)
+def choose_piece(chunk: int, shards: int, images: int) -> int:
+    """Images per counts task: one chunk, or as many as it takes to have no more than MOST_TASKS tasks.
+
+    About half as many tasks stay at least, enough for any number of processes; an interruption loses a chunk, not a
+    piece.
+    """
+    return chunk * max(1, -(-images // (chunk * max(1, MOST_TASKS // shards))))
 
 
 def _left(journal, tasks, what):
@@ -162,77 +206,3 @@ def counts_one_by_one(net: Supernet, archs: Sequence[ArchConfig], sample: Sample
     pixels, labels = sample.validation_images
     rows = accuracy.one_by_one(net, archs, sample.calibration_images, pixels, labels, batch_size)
     return counts.in_nats(np.array(list(runtime.progress(rows, len(archs), "subnets")))), len(labels)
-
-
-def measured_rate(archs: Sequence[ArchConfig], image_size: int, num_classes: int, space: SearchSpace) -> float:
-    """FLOP per second of this process on the tree of a few of the archs, with untrained weights."""
-    steps = prefix_tree.traversal(archs[:RATE_ARCHS])
-    net = Supernet(space, num_classes)
-    net.eval()
-    images = paddle.randn([max(SMALLEST_CHUNK, min(256, 256 * 64 // image_size ** 2)), 3, image_size, image_size])
-    weights = tree_forward.SlicedWeightCache(net, _memory() * SHARE_OF_MEMORY / 2)
-    for _ in range(2):  # the first time lays out weights
-        started = time.perf_counter()
-        tree_forward.forward_tree(weights, steps, images, layers.batch_norm, lambda _, logits: float(logits[0, 0]))
-    flops = 2 * tree_forward.cost(steps, image_size, num_classes).macs * images.shape[0]
-    return flops / (time.perf_counter() - started)
-
-
-def plan_text(archs: Sequence[ArchConfig], image_size: int, images: int, num_classes: int, space: SearchSpace,
-              chunk: int | None, ranks: int, calib_images: int, rate: float | None = None) -> str:
-    """What an evaluation would cost, as text.
-
-    image_size: in pixels; images, calib_images: how many; chunk: images at once, None to choose; ranks: processes;
-    rate: FLOP per second of one process, measured if not given.
-    """
-    steps = prefix_tree.traversal(archs)
-    whole, single = tree_forward.cost(steps, image_size, num_classes), prefix_tree.separate_macs(archs, image_size,
-                                                                                                 num_classes)
-    shards = -(-len(archs) // ARCHS_PER_SHARD)
-    parts = [tree_forward.cost(part, image_size, num_classes) for part in prefix_tree.shards(steps, shards)]
-    chunk = chunk or choose_chunk(whole, shards, images)
-    measured = "" if rate else ", measured on a few of these archs"
-    rate = rate or measured_rate(archs, image_size, num_classes, space)
-    macs = sum(part.macs for part in parts)
-    seconds = 2 * macs * (images + calib_images) / rate / ranks
-    chunks = -(-images // chunk)
-    return "\n".join((
-        f"{len(archs)} archs at {image_size} px, {num_classes} classes",
-        f"nodes of the tree             {whole.nodes}",
-        f"GMACs per image and subnet    {single / len(archs) / 1e9:.4f} alone, {whole.macs / len(archs) / 1e9:.4f} "
-        f"shared, a factor of {single / whole.macs:.3f}",
-        f"shards, chunks, tasks         {shards}, {chunks} of up to {chunk} images, {shards * chunks}; cutting into "
-        f"shards costs {macs / whole.macs - 1:.2%} more",
-        f"FLOPs                         {2 * macs * images:.3g} for {images} images, {2 * macs * calib_images:.3g} for "
-        f"{calib_images} calibration images",
-        f"at {rate / 1e9:.4g} GFLOP/s x {ranks}         {_duration(seconds)}{measured}",
-        f"memory per process            {whole.path_bytes * chunk / 1e9:.2f} GB for a chunk, "
-        f"{whole.path_bytes * calib_images / 1e9:.2f} GB for calibration, and weights",
-        f"disk                          {whole.statistics_bytes / 1e9:.2f} GB statistics, "
-        f"{(images + calib_images) * 3 * image_size ** 2 / 1e9:.2f} GB decoded images, "
-        f"{8 * (1 + len(counts.COLUMNS)) * len(archs) * chunks / 1e9:.3f} GB counts"))
-
-
-def status_text(journal: Journal) -> str:
-    """How far an evaluation is, as text."""
-    chunks, done, tasks, rate = journal.progress()
-    found, images = journal.counts()
-    left = ""
-    if rate and done < tasks:
-        left = f", {_duration((tasks - done) / rate)} left at {60 * rate:.1f} tasks per minute"
-    lines = [f"{journal.folder}: {len(journal.plan['codes'])} archs, {done} of {tasks} tasks ({done / tasks:.1%})"
-             f"{left}", f"{len(chunks)} of {len(journal.chunks())} chunks are done for all archs: {images} of "
-                        f"{journal.plan['images']} images"]
-    if journal.rejected:
-        lines.append(f"{len(journal.rejected)} results are not to be believed; `run` computes them again")
-    if images:
-        top1 = 100 * found[:, 0] / images
-        lines.append(f"top-1 so far: mean {top1.mean():.2f} %, {top1.min():.2f} to {top1.max():.2f} %")
-    return "\n".join(lines)
-
-
-def _duration(seconds):
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"

@@ -1,10 +1,9 @@
 """A calibrated subnet as an inference model in one of three forms, and how accurate it is in int8."""
 
 import numpy as np
-import paddle
 
 from ..images import datasets
-from ..nets import export, int8, onnx_model
+from ..nets import export, int8, norm_statistics, onnx_model
 from ..nets.supernet import ResNet48
 from ..system.errors import UserError
 from ..system.options import ExportSettings
@@ -45,7 +44,8 @@ def write(subnet: ResNet48, images: datasets.ImageSet, calibration: np.ndarray |
         export.save_inference(subnet, images.size, settings.output)
         return f"wrote {settings.output}.*: {shape}"
     path = settings.output + int8.NAMED
-    int8.quantize(subnet, images.size, datasets.normalize(paddle.to_tensor(calibration)).numpy(), path)
+    normalized = [part.numpy() for part in norm_statistics.in_parts(calibration, datasets.normalize)]
+    int8.quantize(subnet, images.size, np.concatenate(normalized), path)
     validate = accuracy.validate_standalone(images, BATCH)
     before, after = validate(subnet)["val"], validate(int8.Predictor(path))["val"]
     return (f"top-1 {before:.2f} % in float32, {after:.2f} % in int8, on {len(images.val)} validation images\n"

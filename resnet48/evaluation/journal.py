@@ -1,18 +1,19 @@
 """The journal of an evaluation: tasks whose results are files, shared by all processes and never lost.
 
-The list is cut into shards (consecutive parts of the traversal, see `prefix_tree`), the images into chunks. There is
-one statistics task per shard, then one counts task per chunk and shard. A result is written atomically under the name
-of its task; the folder is named by a fingerprint of all that the numbers depend on. Processes that see the same folder,
-on one machine or on several, need nothing else to share the work: each takes tasks that are not locked.
+The list is cut into shards (consecutive parts of the traversal, see `prefix_tree`), the images into pieces of one or
+several chunks. There is one statistics task per shard, then one counts task per piece and shard. A result is written
+atomically under the name of its task; the folder is named by a fingerprint of all that the numbers depend on (see
+`journal_plan`). Processes that see the same folder, on one machine or on several, need nothing else to share the work:
+each takes tasks that are not locked. What there is of a piece after each of its chunks is a result too, of a task that
+ends there, from which whoever takes the piece next goes on.
 
 Nothing in the folder is believed unread: a result says what it belongs to and carries a checksum (see `arrays`), counts
 must be possible ones, the plan must be that of its folder. What is not as it should be is computed again.
 """
 
 import contextlib
-import hashlib
-import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,27 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..system import arrays, files, locks
+from ..system import arrays, locks
 from ..system.errors import UserError
 from ..system.locks import try_lock
-from . import counts
+from . import counts, journal_plan
 
-FORMAT = 2  # of the files; part of the fingerprint; the results of 1 had no cross-entropies and no halves
-PLAN = "plan.json"
 LONGEST_GAP = 10  # median gaps between two results: a longer one is a pause and says nothing about the speed
-#: What messages call the `inputs` and the other parts of a fingerprint.
-INPUT_NAMES = {"weights": "weights", "space": "space", "image_size": "image size", "amp": "precision",
-               "validation": "validation images", "calibration": "calibration images", "codes": "arch list",
-               "images": "number of images"}
-
-
-class EarlierFormat(UserError):
-    """An evaluation whose results do not hold what is counted today. plan: its plan."""
-
-    def __init__(self, folder: str, plan: dict):
-        super().__init__(f"an earlier version wrote the evaluation in {folder}, without cross-entropies; "
-                         "`eval_supernet.py run` computes it again")
-        self.plan = plan
 
 
 class Task(NamedTuple):
@@ -59,7 +45,7 @@ class Task(NamedTuple):
 
 
 class Journal:
-    """One evaluation's folder. plan: `inputs` (what it depends on), `codes` (listed), `images`, `chunk`, `shards`.
+    """One evaluation's folder. plan: as in `journal_plan`.
 
     leaves: the indices of the archs of each shard, if they are known: counts of others are not believed then.
     rejected: task -> why its file is not believed, as far as files have been read. unlike: a sentence on why the
@@ -69,32 +55,33 @@ class Journal:
     def __init__(self, folder: str):
         """Raises `UserError` where the folder holds no plan, or not its own."""
         self.folder, self.leaves, self.rejected, self.unlike = folder, None, {}, None
-        self.plan = _read_plan(folder)
+        self.plan = journal_plan.read(folder)
         self._checked = {}  # task -> signature of its file when it was found to be good
 
     @classmethod
     def open(cls, root: str, inputs: dict, codes: Sequence[Sequence[str]], images: int, chunk: int, shards: int,
-             fresh: bool = False) -> "Journal":
+             fresh: bool = False, piece: int | None = None) -> "Journal":
         """The journal for these inputs below `root`, created if there is none; `fresh` discards earlier results.
 
-        inputs: plain data, everything that the counts depend on; codes: (key, arch code) of the list; images: how many;
-        chunk: images a task. An existing journal keeps its chunk and shards.
+        inputs, codes, images, chunk, shards, piece [chunk]: as in `journal_plan`. An existing journal keeps its chunk,
+        piece and shards.
         Raises `UserError` where the folder cannot be written, or not be deleted for `fresh`.
         """
-        plan = {"inputs": inputs, "codes": codes, "images": images, "chunk": chunk, "shards": shards}
-        folder, unlike = os.path.join(root, _fingerprint(plan)), None
+        plan = {"inputs": inputs, "codes": codes, "images": images, "chunk": chunk, "piece": piece or chunk,
+                "shards": shards}
+        folder, unlike = os.path.join(root, journal_plan.fingerprint(plan)), None
         with locks.locked(folder + ".lock"):  # processes that start at once share one plan
             if fresh:
                 _delete(folder)
-            locks.remove_leftovers(folder, lambda name: name)
             try:
-                _read_plan(folder)
+                plan = journal_plan.read(folder)
             except UserError as error:
-                if os.path.exists(os.path.join(folder, PLAN)):
+                if os.path.exists(os.path.join(folder, journal_plan.PLAN)):
                     unlike = f"{error}: it is made again"
                 elif not fresh:
-                    unlike = _unlike(root, plan)
-                files.write_json(os.path.join(folder, PLAN), {**plan, "sha256": _plan_digest(plan)})
+                    unlike = journal_plan.unlike(root, plan)
+                journal_plan.write(folder, plan)
+            locks.remove_leftovers(folder, lambda name: _owner(name, plan))
         journal = cls(folder)
         journal.unlike = unlike
         return journal
@@ -102,24 +89,31 @@ class Journal:
     @classmethod
     def newest(cls, root: str) -> "Journal":
         """The journal below `root` that was worked on last. Raises `UserError` if there is none."""
-        found = journals(root)
+        found = journal_plan.journals(root)
         if not found:
             raise UserError(f"there is no evaluation in {root}; `eval_supernet.py run` starts one")
         return cls(found[-1])
 
-    def chunks(self) -> list[tuple[int, int]]:
-        """(first, last) image of each chunk, last not included."""
-        size, images = self.plan["chunk"], self.plan["images"]
+    def pieces(self) -> list[tuple[int, int]]:
+        """(first, last) image of each piece, last not included."""
+        size, images = self.plan["piece"], self.plan["images"]
         return [(first, min(first + size, images)) for first in range(0, images, size)]
 
     def statistics_tasks(self) -> list[Task]:
         """One per shard, in order."""
         return [Task("statistics", None, None, shard) for shard in range(self.plan["shards"])]
 
-    def counts_tasks(self, chunk: tuple[int, int] | None = None) -> list[Task]:
-        """The counts tasks of one chunk, or of all chunks, in order."""
-        return [Task("counts", first, last, shard) for first, last in ([chunk] if chunk else self.chunks())
+    def counts_tasks(self, piece: tuple[int, int] | None = None) -> list[Task]:
+        """The counts tasks of one piece, or of all pieces, in order."""
+        return [Task("counts", first, last, shard) for first, last in ([piece] if piece else self.pieces())
                 for shard in range(self.plan["shards"])]
+
+    def beginnings(self, task: Task) -> list[Task]:
+        """The tasks that end with a chunk of a counts task before its last one, the longest first."""
+        if task.first is None:
+            return []
+        chunk = self.plan["chunk"]
+        return [task._replace(last=last) for last in range(task.first + chunk, task.last, chunk)][::-1]
 
     def path(self, task: Task) -> str:
         return os.path.join(self.folder, task.name + ".npy")
@@ -138,9 +132,15 @@ class Journal:
         return True
 
     def write(self, task: Task, array: np.ndarray) -> None:
-        """Raises `UserError` where the file cannot be written, `ValueError` for what could not be a result."""
+        """The results of a task, which replace those of its beginnings.
+
+        Raises `UserError` where the file cannot be written, `ValueError` for what could not be a result.
+        """
         self._require_possible(task, array)
         arrays.write(self.path(task), array, self._of(task))
+        for beginning in self.beginnings(task):
+            with contextlib.suppress(OSError):
+                os.unlink(self.path(beginning))
 
     def read(self, task: Task, mapped: bool = False) -> np.ndarray:
         """Raises `UserError` for a task that is missing or not to be believed."""
@@ -174,18 +174,18 @@ class Journal:
             raise arrays.Damaged("its archs are not those of the shard")
 
     def progress(self) -> tuple[list[tuple[int, int]], int, int, float | None]:
-        """(chunks done for all archs, counts tasks done, counts tasks in all, tasks per second, or None)."""
+        """(pieces done for all archs, counts tasks done, counts tasks in all, tasks per second, or None)."""
         done = {task for task in self.counts_tasks() if self.has(task)}
-        chunks = [chunk for chunk in self.chunks() if done.issuperset(self.counts_tasks(chunk))]
+        pieces = [piece for piece in self.pieces() if done.issuperset(self.counts_tasks(piece))]
         gaps = np.diff(sorted(os.stat(self.path(task)).st_mtime for task in done))
         at_work = gaps[gaps <= LONGEST_GAP * np.median(gaps)] if len(gaps) else gaps  # no process was, in longer ones
         rate = len(at_work) / at_work.sum() if at_work.sum() > 0 else None
-        return chunks, len(done), len(self.counts_tasks()), rate
+        return pieces, len(done), len(self.counts_tasks()), rate
 
     def counts(self) -> tuple[np.ndarray, int]:
-        """Counts of every arch over the chunks that are done for all archs: (float64 [archs, columns], images).
+        """Counts of every arch over the pieces that are done for all archs: (float64 [archs, columns], images).
 
-        The columns are `counts.COLUMNS`, cross-entropies in nats. A chunk with a result that is not to be believed is
+        The columns are `counts.COLUMNS`, cross-entropies in nats. A piece with a result that is not to be believed is
         not done.
         """
         archs = len(self.plan["codes"])
@@ -201,17 +201,6 @@ class Journal:
         return counts.in_nats(total), images
 
 
-def journals(root: str) -> list[str]:
-    """The folders of the evaluations below `root`, the one that was worked on last at the end."""
-    try:
-        found = [entry.path for entry in os.scandir(root) if os.path.exists(os.path.join(entry.path, PLAN))]
-        return sorted(found, key=lambda folder: os.stat(folder).st_mtime)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UserError(f"cannot read the folder {root}: {error.strerror or error}") from error
-
-
 def remove(folder: str) -> None:
     """Remove an evaluation. Raises `UserError` where a process works on it, or where something of it stays."""
     for entry in os.scandir(folder):
@@ -224,65 +213,12 @@ def remove(folder: str) -> None:
         os.unlink(folder + ".lock")
 
 
-def _fingerprint(plan, version=FORMAT):
-    """The name of a plan's folder, a digest of everything but how the work is divided."""
-    text = json.dumps({"format": version, "inputs": plan["inputs"], "codes": plan["codes"], "images": plan["images"]},
-                      sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plan_digest(plan):
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-
-
-def _read_plan(folder):
-    """The plan in a folder. Raises `UserError` where there is none, or not the one that was written there."""
-    path = os.path.join(folder, PLAN)
-    content = files.read_json(path, "the plan of the evaluation")
-    plan = dict(content) if isinstance(content, dict) else {}
-    stated = plan.pop("sha256", None)
-    # The name of the folder is a digest, too, but not of how the work is divided.
-    if stated == _plan_digest(plan) and plan.keys() == {"inputs", "codes", "images", "chunk", "shards"} and \
-            _is_sane(plan):
-        if _fingerprint(plan) == os.path.basename(folder):
-            return plan
-        if any(_fingerprint(plan, earlier) == os.path.basename(folder) for earlier in range(1, FORMAT)):
-            raise EarlierFormat(folder, plan)
-    raise UserError(f"the plan of the evaluation {path} is not the one that was written there"
-                    + (", or an earlier version wrote it" if plan and stated is None else ""))
-
-
-def _is_sane(plan):
-    numbers = plan["images"], plan["chunk"], plan["shards"]
-    return isinstance(plan["inputs"], dict) and isinstance(plan["codes"], list) and \
-        all(type(number) is int for number in numbers) and plan["images"] >= 0 and plan["chunk"] >= 1 and \
-        1 <= plan["shards"] <= max(1, len(plan["codes"]))
-
-
-def _unlike(root, plan):
-    """Why the evaluations below `root` are not this one: by the inputs that differ from the most similar one."""
-    differences = []
-    for folder in journals(root):
-        reasons = []
-        try:
-            other = _read_plan(folder)
-        except EarlierFormat as error:
-            other, reasons = error.plan, ["an earlier version wrote it, without cross-entropies"]
-        except UserError:
-            differences.append((len(INPUT_NAMES), folder, "an earlier version wrote it, or its plan is damaged"))
-            continue
-        found = [name for name in ("codes", "images") if other[name] != json.loads(json.dumps(plan[name]))]
-        found += [name for name in {**other["inputs"], **plan["inputs"]}
-                  if other["inputs"].get(name) != json.loads(json.dumps(plan["inputs"].get(name)))]
-        if "validation" in found and "images" in found:
-            found.remove("images")
-        if found:
-            reasons.append("other " + ", ".join(INPUT_NAMES.get(name, name) for name in sorted(found)))
-        differences.append((len(found), folder, "; ".join(reasons)))
-    if not differences:
-        return None
-    _, folder, why = min(differences, key=lambda each: each[0])
-    return f"the evaluation in {folder} does not count for this one: {why}"
+def _owner(name, plan):
+    """The name of the task whose lock a process holds while it writes the file `name`."""
+    if match := re.fullmatch(r"counts-(\d{7})-\d{7}-(\d{4})\.npy", name):
+        first = int(match[1])
+        return Task("counts", first, min(first + plan["piece"], plan["images"]), int(match[2])).name + ".npy"
+    return name
 
 
 def _delete(folder):

@@ -53,6 +53,18 @@ def shards(steps: list[Step], count: int) -> list[list[Step]]:
     return parts
 
 
+def resumed(steps: list[Step]) -> list[set[int]]:
+    """For each step the lengths to which later steps cut the path: what lies elsewhere on it is not needed any more.
+
+    Only lengths of the path as it is after the step, so at most that of its end.
+    """
+    found, later = [], set()
+    for step in reversed(steps):
+        found.append(later)
+        later = {length for length in later if length < step.kept} | {step.kept}
+    return found[::-1]
+
+
 def nodes(steps: list[Step]) -> int:
     """How many nodes a traversal computes."""
     return sum(len(step.added) for step in steps)

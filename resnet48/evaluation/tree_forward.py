@@ -9,7 +9,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ..nets import conv_algorithms, layers
+from ..images.datasets import normalize
+from ..nets import conv_algorithms, layers, norm_statistics
 from ..nets.supernet import Supernet, forward_node
 from ..space.nodes import Head
 from . import prefix_tree
@@ -22,33 +23,54 @@ class Cost(NamedTuple):
 
     nodes: those that are computed. path_bytes: float32 activations per image that are alive at the worst point, the
     image and all temporary ones included. statistics_bytes: mean and variance of every batch norm of every node.
+    waiting_bytes, temporary_bytes: of `measure_tree`, what is alive at once for each image, and beside it for each
+    image of the part that is run.
     """
 
     macs: int
     nodes: int
     path_bytes: int
     statistics_bytes: int
+    waiting_bytes: int
+    temporary_bytes: int
+
+    def calibration_bytes(self, images: int, image_size: int) -> int:
+        """Bytes of activations that `measure_tree` needs at most for so many images of image_size pixels."""
+        part = min(images, norm_statistics.images_per_part(image_size))
+        return images * self.waiting_bytes + part * self.temporary_bytes
 
 
 def cost(steps: list[prefix_tree.Step], image_size: int, num_classes: int) -> Cost:
     """The `Cost` of a traversal for images of image_size pixels."""
-    macs = statistics = 0
+    macs = statistics = waiting = most_temporary = 0
     image = 3 * image_size ** 2 * BYTES
     most = 2 * image + image // BYTES  # while it is normalised
-    path = []  # (output size in pixels, bytes of the output) of each node
-    for step in steps:
-        del path[step.kept:]
+    path = [(image_size, image)]  # (output size in pixels, bytes of the output, 0 when it is dropped) of each node
+    for step, later in zip(steps, prefix_tree.resumed(steps)):
+        del path[1 + step.kept:]
         for node in step.added:
-            size = path[-1][0] if path else image_size
+            size = path[-1][0]
             found, size = node.layers(size), node.out_size(size)
             macs += sum(conv.macs for conv in found)
             statistics += sum(math.prod(shape) for conv in found for shape in conv.statistics().values()) * BYTES
-            # Beside the path, in which the output stands for the features that wait for the shortcut.
             temporary = max(_temporary_values(conv) for conv in found) * BYTES
+            kept = sum(part for _, part in path)
+            waiting = max(waiting, kept + _waiting_values(found) * BYTES)
             path.append((size, node.out_width * size ** 2 * BYTES))
-            most = max(most, image + sum(part for _, part in path) + temporary)
+            # Whoever calls holds the images. The output stands for the features that wait for the shortcut.
+            most = max(most, kept - path[0][1] + image + path[-1][1] + temporary)
+            most_temporary = max(most_temporary, temporary)
+            if len(path) - 2 not in later:
+                path[-2] = path[-2][0], 0
         macs += sum(linear.macs for linear in Head(node.out_width, num_classes).layers())
-    return Cost(macs, prefix_tree.nodes(steps), most, statistics)
+    return Cost(macs, prefix_tree.nodes(steps), most, statistics, waiting, most_temporary)
+
+
+def cost_of_shards(parts: list[list[prefix_tree.Step]], image_size: int, num_classes: int) -> Cost:
+    """The `Cost` of the parts of a traversal one after the other: bytes of activations are those of the worst part."""
+    each = Cost(*zip(*(cost(part, image_size, num_classes) for part in parts)))
+    return Cost(sum(each.macs), sum(each.nodes), max(each.path_bytes), sum(each.statistics_bytes),
+                max(each.waiting_bytes), max(each.temporary_bytes))
 
 
 def _temporary_values(conv):
@@ -57,11 +79,17 @@ def _temporary_values(conv):
                3 * conv.out_width * conv.size ** 2)  # what the convolution gives and two steps of its normalisation
 
 
+def _waiting_values(found):
+    """Values per image that wait for a batch norm of a node with these layers, or with the second for the shortcut."""
+    values = [conv.out_width * conv.size ** 2 for conv in found]
+    return max(values[0], sum(values[1:], 0))
+
+
 class ReplayedStatistics:
     """Batch norm with stored statistics, in the order in which a traversal reaches the layers.
 
     values: float32, mean then variance of one layer after the other; a traversal of the same steps reads them in the
-    order in which `RecordingStatistics` wrote them.
+    order in which `measure_tree` wrote them.
     """
 
     def __init__(self, values: np.ndarray):
@@ -73,22 +101,6 @@ class ReplayedStatistics:
         mean, variance = paddle.to_tensor(self.values[self.position:end]).reshape([2, width])
         self.position = end
         return layers.batch_norm_with(y, layer, mean, variance)
-
-
-class RecordingStatistics:
-    """Computes the statistics of each layer over the batch, as `layers.Statistics` does, and keeps them in order."""
-
-    def __init__(self):
-        self.parts = []
-
-    def __call__(self, y, layer):
-        mean, variance = layers.moments(y)
-        self.parts += [mean.numpy(), variance.numpy()]
-        return layers.batch_norm_with(y, layer, mean, variance)
-
-    def values(self) -> np.ndarray:
-        """What `ReplayedStatistics` reads."""
-        return np.concatenate(self.parts)
 
 
 class SlicedWeightCache:
@@ -125,18 +137,44 @@ def forward_tree(weights: SlicedWeightCache, steps: list[prefix_tree.Step], imag
                  leaf: Callable | None = None) -> None:
     """Run a batch of images (float32 [N, 3, S, S]) through the steps of `prefix_tree.traversal`.
 
-    weights: `SlicedWeightCache`. norm(y, layer): normalises convolution outputs: a `ReplayedStatistics`,
-    `RecordingStatistics`, or `layers.batch_norm` of a net in evaluation mode, which inherits the running statistics.
-    leaf(index, logits [N, classes]): called at each arch. At most one path of activations is alive.
+    weights: `SlicedWeightCache`. norm(y, layer): normalises convolution outputs: a `ReplayedStatistics`, or
+    `layers.batch_norm` of a net in evaluation mode, which inherits the running statistics.
+    leaf(index, logits [N, classes]): called at each arch.
     """
     def forward(node, x):
         return forward_node(node, weights.net.blocks[node.key], x, norm, weights.conv,
                             layers.linear)
 
-    path, head = [images.astype(weights.dtype)], weights.net.nodes[-1]
-    for step in steps:
+    head = weights.net.nodes[-1]
+    _walk(steps, [images.astype(weights.dtype)], forward,
+          leaf and (lambda index, x: leaf(index, forward(head, x.astype("float32")))))
+
+
+@paddle.no_grad()
+def measure_tree(weights: SlicedWeightCache, steps: list[prefix_tree.Step], pixels: np.ndarray) -> np.ndarray:
+    """The batch-norm statistics of every node of a traversal, exact over all of `pixels` (uint8 [N, 3, S, S]).
+
+    Returns what `ReplayedStatistics` reads: float32, mean then variance of one layer after the other. The images go
+    through each node in parts, see `norm_statistics`.
+    """
+    values = []
+
+    def forward(node, parts):
+        return norm_statistics.forward_in_parts(node, weights.net.blocks[node.key], parts,
+                                                lambda _, *found: values.extend(each.numpy() for each in found),
+                                                weights.conv)
+
+    _walk(steps, [list(norm_statistics.in_parts(pixels, normalize))], forward)
+    return np.concatenate(values)
+
+
+def _walk(steps, path, forward, leaf=None):
+    """Go through the steps, from a path that holds the images; of it only what later steps resume from is kept."""
+    for step, later in zip(steps, prefix_tree.resumed(steps)):
         del path[1 + step.kept:]
         for node in step.added:
             path.append(forward(node, path[-1]))
+            if len(path) - 2 not in later:
+                path[-2] = None
         if leaf:
-            leaf(step.leaf, forward(head, path[-1].astype("float32")))
+            leaf(step.leaf, path[-1])

@@ -98,31 +98,3 @@ def require_values(images: int, image_size: int, what: str, remedy: str) -> None
         raise UserError(f"{what} at {image_size} px give the batch norms of the last stage {images * side ** 2} "
                         f"value(s) per channel ({images} x {side} x {side}), of which no mean and variance can be "
                         f"computed; {LEAST_VALUES} are needed: {remedy}")
-
-
-class Statistics:
-    """Batch-norm statistics of one subnet: computed exactly on a set of images, then used instead of the running ones.
-
-    `net(images, arch, norm=statistics.measure)` runs all images as one batch. Every layer sees inputs that were
-    normalised by the exact statistics of the layers before, which is what a subnet trained alone converges to.
-    `net(images, arch, norm=statistics.apply)` evaluates with them. The net itself is not changed.
-    """
-
-    def __init__(self):
-        self._of_layer = {}  # batch-norm layer -> (mean, biased variance), each [C]
-
-    def measure(self, x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
-        self._of_layer[layer] = moments(x)
-        return self.apply(x, layer)
-
-    def apply(self, x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
-        return batch_norm_with(x, layer, *self._of_layer[layer])
-
-    def __getitem__(self, layer: nn.BatchNorm2D) -> tuple[paddle.Tensor, paddle.Tensor]:
-        return self._of_layer[layer]
-
-    def store(self) -> None:
-        """Write the statistics into the running ones of the layers they were measured for (a net of its own)."""
-        for layer, (mean, variance) in self._of_layer.items():
-            layer._mean.set_value(mean)
-            layer._variance.set_value(variance)

@@ -5,7 +5,7 @@ subnet is extracted by slicing and no name is ever changed.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 
 import paddle
 from paddle import nn
@@ -27,8 +27,38 @@ class PReLU(nn.PReLU):
 #: What follows the sum of a block, as in the third place of CVPR 2022's first track (arXiv 2206.13329); Mish is arXiv
 #: 1908.08681. The other activation of a block and that of the stem are always ReLUs.
 ACTIVATIONS = {"relu": nn.ReLU, "prelu": PReLU, "mish": nn.Mish}
+Path = Sequence[tuple[Stem | Block | Head, nn.LayerDict]]  # the nodes of a net in order, each with its layers
 
 
+@paddle.jit.not_to_static  # nor is there in the next one: an export records what they do
+def between_norms(node: Stem | Block, layer: nn.LayerDict, x: paddle.Tensor,
+                  conv: Callable) -> Generator[paddle.Tensor, Callable, None]:
+    """Run one node of a net but for its batch norms, so that several batches can wait for each other there.
+
+    Yields the output of each convolution, in the order of the node's layers, is sent the function that normalises it,
+    and yields the features in the end. Arguments as for `forward_node`.
+    """
+    def convolved(x, each):
+        return conv(x, layer[each.name], each.out_width, each.stride)
+
+    first, *others = node.layers()
+    y = convolved(x, first)
+    y = (yield y)(y)
+    y = F.relu(y)
+    if isinstance(node, Stem):
+        y = F.max_pool2d(y, 3, 2, padding=1)
+    else:
+        second, *shortcut = others
+        y = convolved(y, second)
+        y = (yield y)(y)
+        if shortcut:
+            x = convolved(x, *shortcut)
+            x = (yield x)(x)
+        y = layer[OUTER](x + y)
+    yield y
+
+
+@paddle.jit.not_to_static
 def forward_node(node: Stem | Block | Head, layer: nn.LayerDict, x: paddle.Tensor, norm: Callable,
                  conv: Callable, linear: Callable) -> paddle.Tensor:
     """Run one node of a net.
@@ -39,18 +69,14 @@ def forward_node(node: Stem | Block | Head, layer: nn.LayerDict, x: paddle.Tenso
     norm: how a batch norm is done, as `layers.batch_norm`; conv: how a convolution is done, as `layers.conv`; linear:
     how the classifier is done, as `layers.linear`.
     """
-    def conv_norm(x, each):
-        return norm(conv(x, layer[each.name], each.out_width, each.stride), layer[each.norm])
-
-    first, *others = node.layers()
     if isinstance(node, Head):
-        return linear(x.mean(axis=[2, 3]), layer[first.name])
-    y = F.relu(conv_norm(x, first))
-    if isinstance(node, Stem):
-        return F.max_pool2d(y, 3, 2, padding=1)
-    second, *shortcut = others
-    y = conv_norm(y, second)
-    return layer[OUTER]((conv_norm(x, *shortcut) if shortcut else x) + y)
+        return linear(x.mean(axis=[2, 3]), layer[node.layers()[0].name])
+    between = between_norms(node, layer, x, conv)
+    found = next(between)
+    for each in node.layers():
+        found = None  # else it would stay until the next is there
+        found = between.send(lambda y: norm(y, layer[each.norm]))
+    return found
 
 
 class Supernet(nn.Layer):
@@ -94,8 +120,13 @@ class Supernet(nn.Layer):
         is done [`layers.linear`].
         Raises `ArchError` for an arch that the shared weights cannot serve.
         """
+        return _forward(self.path(arch), images, norm, linear)
+
+    def path(self, arch: ArchConfig) -> Path:
+        """The nodes of a subnet in order, each with its layers here. Raises `ArchError` as `forward` does."""
         arch.require_tied()
-        return _forward(self.blocks, (*arch.nodes(self.split), arch.head(self.num_classes)), images, norm, linear)
+        nodes = (*arch.nodes(self.split), arch.head(self.num_classes))
+        return [(node, self.blocks[node.key]) for node in nodes]
 
 
 class ResNet48(nn.Layer):
@@ -109,7 +140,11 @@ class ResNet48(nn.Layer):
     def forward(self, images: paddle.Tensor, norm: Callable | None = None,
                 linear: Callable | None = None) -> paddle.Tensor:
         """Logits [N, classes] for images [N, 3, H, W]. norm, linear: as for `Supernet`."""
-        return _forward(self.blocks, self.nodes, images, norm, linear)
+        return _forward(self.path(), images, norm, linear)
+
+    def path(self) -> Path:
+        """The nodes in order, each with its layers."""
+        return [(node, self.blocks[node.key]) for node in self.nodes]
 
 
 def shapes(what: SearchSpace | ArchConfig, num_classes: int, split: Split | None = None) -> dict[str, tuple[int, ...]]:
@@ -138,9 +173,9 @@ def _layers(node):
         yield OUTER, ACTIVATIONS[node.activation]()
 
 
-def _forward(blocks, nodes, x, norm, linear):
-    for node in nodes:
-        x = forward_node(node, blocks[node.key], x, norm or layers.batch_norm, layers.conv, linear or layers.linear)
+def _forward(path, x, norm, linear):
+    for node, layer in path:
+        x = forward_node(node, layer, x, norm or layers.batch_norm, layers.conv, linear or layers.linear)
     return x
 
 

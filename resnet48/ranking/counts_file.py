@@ -59,7 +59,27 @@ def read(submission: str, accuracies: Mapping[str, float]) -> Counts:
 
     Raises `NoCounts` where there are none, where they are another submission's, or without what `Counts` holds.
     """
-    path, content, rows = _rows(submission, accuracies)
+    return _halves(*_rows(submission, accuracies))
+
+
+def read_whole(submission: str, entries: Sequence[Entry], accuracies: Sequence[float]) -> tuple[np.ndarray, int]:
+    """(float64 [archs, 6] as `write` took them, the number of images) of the counts beside a submission.
+
+    entries, accuracies: of the submission, in whose order the counts are. Raises `NoCounts` as `read` does, and
+    `UserError` where the counts have other keys than the submission.
+    """
+    by_code = {entry.arch.code: accuracy for entry, accuracy in zip(entries, accuracies)}
+    path, content, rows = _rows(submission, by_code)
+    _halves(path, content, rows)  # whether all of them are there, and possible
+    rows = [content["counts"].get(entry.key) for entry in entries]
+    if any(row is None or row["arch"] != entry.code for entry, row in zip(entries, rows)):
+        raise UserError(f"the counts beside {shown(os.path.basename(submission))} have other keys than the submission")
+    return np.array([[row["top1"], row["top5"], row["cross_entropy"], content["first_images"], row["first_top1"],
+                      row["first_cross_entropy"]] for row in rows], "float64"), content["images"]
+
+
+def _halves(path, content, rows):
+    """`Counts` of what `_rows` gives."""
     if "first_images" not in content:
         raise NoCounts(f"an earlier version wrote {shown(path)}, without cross-entropies and halves of the images; "
                        "`eval_supernet.py run` writes it anew")

@@ -1,7 +1,6 @@
 """What a submission says of how it was made: the settings of its evaluation, and the counts of each arch. No Paddle."""
 
 import dataclasses
-import os
 
 import numpy as np
 
@@ -47,12 +46,4 @@ def counts(path: str, space: SearchSpace) -> tuple[list[Entry], np.ndarray, int]
     Raises `UserError` where the counts beside it are missing, of an earlier version, or another submission's.
     """
     entries, accuracies = read_accuracies(path, "submission", space)
-    by_code = {entry.arch.code: accuracy for entry, accuracy in zip(entries, accuracies)}
-    counts_file.read(path, by_code)  # whether all of them are there, and possible
-    content = files.read_json(files.beside(path, counts_file.ENDING), "counts")
-    rows = {entry.key: content["counts"].get(entry.key) for entry in entries}
-    if any(row is None or row["arch"] != code for (_, code, _), row in zip(entries, rows.values())):
-        raise UserError(f"the counts beside {shown(os.path.basename(path))} have other keys than the submission")
-    return entries, np.array([[row["top1"], row["top5"], row["cross_entropy"], content["first_images"],
-                               row["first_top1"], row["first_cross_entropy"]] for row in rows.values()],
-                             "float64"), content["images"]
+    return entries, *counts_file.read_whole(path, entries, accuracies)

@@ -69,7 +69,7 @@ def write_partial(path: str, codes: Sequence[list], counts: np.ndarray, images: 
     manifest, so `verify` will not take it for a finished one.
     """
     if not images:
-        raise UserError("no chunk of images is done for all archs yet, so there is nothing to write")
+        raise UserError("no piece of the images is done for all archs yet, so there is nothing to write")
     entries = [Entry(key, code, None) for key, code in codes]
     counts_file.write(path, entries, counts, images)
     write_accuracies(path, entries, [100 * int(top1) / images for top1 in counts[:, 0]])

@@ -91,8 +91,8 @@ def exit_on_user_error(main: Callable) -> object:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(2)
     except MemoryError:
-        print("error: out of memory; a smaller --batch_size, --image_size or --chunk needs less", file=sys.stderr,
-              flush=True)
+        print("error: out of memory; a smaller --batch_size, --image_size, --chunk or --calib_images needs less",
+              file=sys.stderr, flush=True)
         sys.exit(2)
 
 

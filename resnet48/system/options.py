@@ -276,11 +276,18 @@ class StatusSettings(Settings):
 
 @dataclass
 class PlanSettings(ListSettings, SpaceSettings, CalibrationSettings):
-    image_size: int = option(224, "height and width in pixels", ge=1)
+    checkpoint: str | None = option(None, "run folder or .pdparams of the supernet, which then says space, split, "
+                                          "classes and image size", path=True)
+    image_size: int | None = option(None, "height and width in pixels [that of the checkpoint; 224]", ge=1,
+                                    unset="auto")
     images: int = option(50000, "validation images", ge=1)
-    num_classes: int = option(1000, "outputs of the classifier", ge=1)
+    num_classes: int = option(1000, "outputs of the classifier, without --checkpoint", ge=1)
     ranks: int = option(1, "processes that share the work", ge=1)
     gflops: float | None = option(None, "10^9 FLOP per second of one process [measured]", gt=0, unset="auto")
+    device: str = option("auto", "what a process computes with: cpu, gpu, or auto: with --gflops a GPU from 1000 on, "
+                                 "without it what is here", choices=("auto", "cpu", "gpu"))
+    memory: float | None = option(None, "10^9 bytes that one process has, of a GPU or of the machine [as here; 16 for "
+                                        "a GPU that is not here]", gt=0, unset="auto")
 
 
 @dataclass

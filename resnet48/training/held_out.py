@@ -7,7 +7,8 @@ import paddle
 import paddle.nn.functional as F
 
 from ..images import cache, datasets
-from ..nets import layers
+from ..nets import layers, norm_statistics
+from ..nets.supernet import Supernet
 from ..space.arch import ArchConfig
 from ..space.nodes import smallest_map
 from ..system import runtime
@@ -39,7 +40,7 @@ def apart(images: datasets.ImageSet, seed: int) -> tuple[datasets.ImageSet, tupl
     return replace(images, train=train), (pixels, labels)
 
 
-def observe(strata: Strata, net: paddle.nn.Layer, pixels: np.ndarray, labels: np.ndarray) -> None:
+def observe(strata: Strata, net: Supernet, pixels: np.ndarray, labels: np.ndarray) -> None:
     """Measure the archs that the strata watch and let the weights follow.
 
     The ranks share the archs and all learn the same losses. The net, its running statistics too, stays as it is.
@@ -52,8 +53,8 @@ def observe(strata: Strata, net: paddle.nn.Layer, pixels: np.ndarray, labels: np
     strata.observe(np.reshape(losses, (len(strata.observed), -1)).tolist())
 
 
-@paddle.no_grad()
-def _loss(net: paddle.nn.Layer, arch: ArchConfig, pixels: np.ndarray, labels: np.ndarray) -> float:
+def _loss(net: Supernet, arch: ArchConfig, pixels: np.ndarray, labels: np.ndarray) -> float:
     """Cross-entropy of a subnet with the batch-norm statistics of these very images."""
-    logits = net(datasets.normalize(paddle.to_tensor(pixels)), arch, norm=layers.Statistics().measure)
+    parts = norm_statistics.in_parts(pixels, datasets.normalize)
+    logits = norm_statistics.forward(net.path(arch), parts, lambda *_: None)
     return float(F.cross_entropy(logits.astype("float32"), paddle.to_tensor(labels)))
