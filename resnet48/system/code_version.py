@@ -9,8 +9,8 @@ from . import files
 from .config import HERE
 
 #: What programs need to run, and what says how to use them and under which licence.
-PATTERNS = ("*.py", "*.sh", "requirements*.txt", "README.md", "LICENSE", "configs/**/*.yaml", "resnet48/**/*.py",
-            "resnet48/**/*.sh")
+PATTERNS = ("*.py", "*.sh", "requirements*.txt", "README.md", "docs/*.md", "docs/figures/*.svg", "LICENSE",
+            "configs/**/*.yaml", "resnet48/**/*.py", "resnet48/**/*.sh")
 
 
 def code_files() -> dict[str, str]:
