@@ -174,8 +174,8 @@ def test_the_study_of_cifar_10_has_the_size_that_it_says(monkeypatch):
     shared = {**settings.shared, "dataset": "digits", "train_images": "1400", "augment": "crop"}
     found = plan.make(dataclasses.replace(settings, shared=shared))
     assert len(found.archs) == 160 and len(found.truth) == 240 and len(found.supernets) == 7 * 3
-    assert set(found.subnet_images.values()) == {60 * 10 * 128}
-    assert len(found.rates) == 7 * 3 and {task.settings.lr for task in found.rates} == {0.1, 0.2, 0.4}
+    assert set(found.subnet_images.values()) == {48 * 10 * 128}
+    assert len(found.rates) == 7 * 3 and {task.settings.lr for task in found.rates} == {0.05, 0.1, 0.2}
     assert found.truth[0].settings.max_epoch == 5
 
 
