@@ -19,7 +19,7 @@ from resnet48.system.errors import exit_on_user_error
 from resnet48.system.options import is_space_file
 from resnet48.training import checkpoint, loop, recipes, resume
 
-RECIPE = os.path.join(config.RECIPES, "sandwich.yaml")
+RECIPE = os.path.join(config.RECIPES, "ranking.yaml")
 
 
 def run(settings):

@@ -13,7 +13,7 @@
 # GPUS        which GPUs, as nvidia-smi numbers them, such as 3 or 0,1,2,3 [those of CUDA_VISIBLE_DEVICES, where an empty
 #             one means the CPU; without it all that nvidia-smi lists]
 # PRETRAINED  weights to start from, such as the official resnet48.pdparams
-# CONFIG      the training's YAML file [configs/digits.yaml, or configs/sandwich.yaml with IMAGE_DIR]
+# CONFIG      the training's YAML file [configs/digits.yaml, or configs/ranking.yaml with IMAGE_DIR]
 # Relative paths in these are those of the folder that you call this from; what is not there, but in the project's folder,
 # is taken from that.
 # Arguments go to the training: sh train_supernet.sh --max_epoch 30
@@ -50,7 +50,7 @@ shift
 
 if [ -n "${IMAGE_DIR:-}" ]; then
     OUTPUT=${OUTPUT:-output/supernet}
-    CONFIG=${CONFIG:-configs/sandwich.yaml}
+    CONFIG=${CONFIG:-configs/ranking.yaml}
     SPACE=published
 else
     OUTPUT=${OUTPUT:-output/digits}

@@ -258,7 +258,7 @@ def test_with_data_and_a_list_the_real_thing_runs_on_all_gpus(equipped):
     code, _, errors = equipped.run("train_supernet.sh", **data)
     assert (code, errors) == (0, "")
     training, *rest = equipped.calls()
-    assert "-m paddle.distributed.launch --gpu 0,1,2,3 train_supernet.py run --config configs/sandwich.yaml" in training
+    assert "-m paddle.distributed.launch --gpu 0,1,2,3 train_supernet.py run --config configs/ranking.yaml" in training
     assert "--image_dir /data/my images" in training and f"--pretrained {equipped.bin}/resnet48.pdparams" in training
     assert steps(rest) == ["eval_supernet.py run", "eval_supernet.py verify", "eval_supernet.py report"]
     assert "--truth" not in rest[-1]
