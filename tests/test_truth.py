@@ -112,8 +112,11 @@ def test_a_killed_training_goes_on_from_its_checkpoint(undisturbed, images, tmp_
     assert "resumed " in said and truth_of(tmp_path) == truth_of(undisturbed)
 
 
-def test_each_training_has_a_log_and_each_that_ends_is_a_line(images, tmp_path):
-    said = good(run("pretrain.py", *words(tmp_path, images, "--processes", 2, "--max_epoch", 1))).out
+def test_each_training_has_one_thread_and_a_log_and_each_that_ends_is_a_line(images, tmp_path):
+    surroundings = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"}
+    said = subprocess.run(command("pretrain.py", *words(tmp_path, images, "--processes", 2, "--max_epoch", 1)),
+                          env=surroundings, capture_output=True, text=True, check=True).stdout
+    assert " OMP_NUM_THREADS=1" in said.splitlines()[0]  # on however many cores
     lines = [line for line in said.splitlines() if line.startswith("arch") and ": top-1" in line]
     assert sorted(line.split(":")[0] for line in lines) == ["arch1", "arch2", "arch3", "arch4"]
     assert "4 of 4 archs" in said and "epoch" not in said.split("training in 2 processes")[1]
