@@ -142,9 +142,9 @@ def test_what_is_measured_is_not_trained_again_and_what_is_lost_is_read_from_its
 
 
 def test_what_was_measured_with_other_settings_does_not_count(undisturbed, images, tmp_path):
-    for more in (("--lr", 0.5), ("--resume", "none")):
+    for more, said in ((("--lr", 0.5), "lr was 0.4"), (("--resume", "none"), "holds the checkpoints of a run")):
         ended = call("pretrain.py", *words(undisturbed, images, "--processes", 1, *more))
-        assert ended.code == 2  # the checkpoints are of another run
+        assert ended.code == 2 and said in ended.err  # the training is asked, not the accuracy
     good(call("pretrain.py", *words(undisturbed, images, "--processes", 1)))  # of which nothing is lost
 
 
