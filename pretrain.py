@@ -52,8 +52,9 @@ def truth(settings):
     files.require_output("--truth", settings.truth, {},
                          lambda path: submission.reason_to_keep(path, [arch for _, _, arch in entries],
                                                                 made_by=functools.partial(has_run, settings)))
-    images = dataclasses.replace(start(settings), shown={})
-    # Validation images are decoded once in each process, and training images seen by all archs alike.
+    # What all archs see alike is made once in each process: training images unless other processes decode them, and
+    # validation images.
+    images = dataclasses.replace(start(settings), shown=None if settings.num_workers else {})
     validate_of_all = functools.cache(lambda: accuracy.validate_standalone(images, settings.batch_size))
     accuracies = truths.measure(entries, settings, images,
                                 lambda arch, its_settings: train_one(arch, images, its_settings, validate_of_all))

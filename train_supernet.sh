@@ -7,9 +7,9 @@
 #   IMAGE_DIR=/data/ILSVRC2012 ARCHS=list.json sh train_supernet.sh     the real thing
 #
 # IMAGE_DIR   folder with train/<class>/ and val/<class>/
-# ARCHS       arch list to evaluate [200 sampled archs; built-in digits: 80 that are spread over the space]
-# TRUTH       accuracies of nets trained on their own, to score against [built-in digits: the first 80 archs are trained,
-#             as many at once as there are cores]
+# ARCHS       arch list to evaluate [200 sampled archs; built-in digits: 100 that are spread over the space]
+# TRUTH       accuracies of nets trained on their own, to score against [built-in digits: the first 100 archs are
+#             trained alone, as many at once as there are cores]
 # OUTPUT      folder for everything that comes out [output/digits, or output/supernet with IMAGE_DIR]
 # GPUS        which GPUs, as nvidia-smi numbers them, such as 3 or 0,1,2,3 [those of CUDA_VISIBLE_DEVICES, where an empty
 #             one means the CPU; without it all that nvidia-smi lists]
@@ -56,7 +56,7 @@ if [ -n "${IMAGE_DIR:-}" ]; then
 else
     OUTPUT=${OUTPUT:-output/digits}
     CONFIG=${CONFIG:-configs/digits.yaml}
-    SAMPLE="80 --spread --space configs/spaces/digits.yaml"
+    SAMPLE="100 --spread --space configs/spaces/digits.yaml"
 fi
 
 device=
@@ -128,8 +128,8 @@ run alone eval_supernet.py verify --submission "$OUTPUT/submission.json" --archs
 
 if [ -z "${TRUTH:-}" ] && [ -z "${IMAGE_DIR:-}" ]; then
     TRUTH=$OUTPUT/truth.json
-    step "training 80 of these nets on their own, as the truth"
-    run alone pretrain.py truth --config configs/digits_standalone.yaml --archs "$ARCHS" --limit 80 --truth "$TRUTH" \
+    step "training 100 of these nets on their own, as the truth"
+    run alone pretrain.py truth --config configs/digits_standalone.yaml --archs "$ARCHS" --limit 100 --truth "$TRUTH" \
         --save_dir "$OUTPUT/truth"
 fi
 step "one page of all this"

@@ -1,4 +1,4 @@
-"""`pretrain.py truth`: archs trained on their own by processes that share a folder, with the same result however many."""
+"""`pretrain.py truth`: archs trained on their own by processes that share a folder, the same however many they are."""
 
 import glob
 import json
@@ -34,8 +34,8 @@ def undisturbed(tmp_path_factory, images):
 
 
 def words(folder, images, *more):
-    return ("truth", "--archs", write_list(folder / "list.json", *CODES), "--image_dir", images, *SMALL, "--max_epoch", 4,
-            "--lr", 0.4, "--save_dir", folder / "runs", "--truth", folder / "truth.json", *more)
+    return ("truth", "--archs", write_list(folder / "list.json", *CODES), "--image_dir", images, *SMALL, "--max_epoch",
+            4, "--lr", 0.4, "--save_dir", folder / "runs", "--truth", folder / "truth.json", *more)
 
 
 def truth_of(folder):
@@ -171,7 +171,8 @@ def test_a_wrong_number_of_processes_is_refused(undisturbed, images, text, said)
 
 def test_by_default_as_many_as_the_cores_have_threads_for_and_no_more_than_archs(monkeypatch):
     monkeypatch.setattr(truth.machine, "cpu_count", lambda: 8)
-    for threads, archs, expected in (("1", 24, 8), ("1", 3, 3), ("3", 24, 2), ("16", 24, 1), ("2,4", 24, 4), ("", 24, 8)):
+    for threads, archs, expected in (("1", 24, 8), ("1", 3, 3), ("3", 24, 2), ("16", 24, 1), ("2,4", 24, 4),
+                                     ("", 24, 8)):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         assert truth.processes(None, archs) == expected
     assert truth.processes(5, 24) == 5

@@ -359,7 +359,7 @@ class DescribeSettings(SpaceSettings):
 class SampleSettings(SampledSpaceSettings, SeedSettings):
     count: int | None = option(None, "how many archs, all with different codes", ge=1)
     output: str = option("", "arch list to write, in the official JSON format", path=True)
-    spread: bool = option(False, "instead of random archs: as many of each tenth of the space's MACs, spread over depths "
+    spread: bool = option(False, "not random archs, but as many of each tenth of the space's MACs, spread over depths "
                                  "and widths of stages; the first ones of a longer list are those of a shorter one")
 
 
