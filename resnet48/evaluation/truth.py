@@ -99,7 +99,8 @@ def measure(entries: Sequence[Entry], settings: TruthSettings, images: ImageSet,
                 return train(arch, dataclasses.replace(settings, save_dir=folder))
         finally:
             if several and not os.path.exists(folder):  # it never began
-                os.unlink(folder + ".log")
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(folder + ".log")
 
     if settings.dry_run or runtime.world_size() > 1:  # ranks train one arch after the other, together
         return [train_here(arch) for arch in archs]
