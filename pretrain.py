@@ -3,14 +3,17 @@
 import dataclasses
 import functools
 import os
+import sys
 
-from resnet48.system import signals, streams
+from resnet48.system import machine, signals, streams
 
 if __name__ == "__main__":  # before Paddle is imported
     signals.hold()
     streams.outlive_readers()
+    if sys.argv[1:2] == ["truth"] and machine.local_ranks(os.environ) == 1:
+        machine.prepare(cpus=1)  # of each training, so that its sums are the same however many run at once
 
-from resnet48.evaluation import accuracy
+from resnet48.evaluation import accuracy, truth as truths
 from resnet48.images import datasets
 from resnet48.nets.initial_weights import initialize
 from resnet48.nets.supernet import ResNet48, extract, zero_residuals
@@ -49,13 +52,12 @@ def truth(settings):
     files.require_output("--truth", settings.truth, {},
                          lambda path: submission.reason_to_keep(path, [arch for _, _, arch in entries],
                                                                 made_by=functools.partial(has_run, settings)))
-    images, accuracies = start(settings), []
-    # Images are decoded once.
+    # What all archs see alike is made once in each process: training images unless other processes decode them, and
+    # validation images.
+    images = dataclasses.replace(start(settings), shown=None if settings.num_workers else {})
     validate_of_all = functools.cache(lambda: accuracy.validate_standalone(images, settings.batch_size))
-    for place, (key, _, arch) in enumerate(entries, 1):
-        runtime.log_main(f"{key} ({place} of {len(entries)})")
-        folder = os.path.join(settings.save_dir, arch.code)
-        accuracies.append(train_one(arch, images, dataclasses.replace(settings, save_dir=folder), validate_of_all))
+    accuracies = truths.measure(entries, settings, images,
+                                lambda arch, its_settings: train_one(arch, images, its_settings, validate_of_all))
     if runtime.rank() == 0 and not settings.dry_run:
         submission.write_accuracies(settings.truth, entries, accuracies)
         runtime.log_main(f"wrote {settings.truth}: {len(entries)} archs, top-1 {min(accuracies):.2f} to "

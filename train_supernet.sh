@@ -7,8 +7,9 @@
 #   IMAGE_DIR=/data/ILSVRC2012 ARCHS=list.json sh train_supernet.sh     the real thing
 #
 # IMAGE_DIR   folder with train/<class>/ and val/<class>/
-# ARCHS       arch list to evaluate [200 sampled archs]
-# TRUTH       accuracies of nets trained on their own, to score against [built-in digits: 24 nets are trained]
+# ARCHS       arch list to evaluate [200 sampled archs; built-in digits: 100 that are spread over the space]
+# TRUTH       accuracies of nets trained on their own, to score against [built-in digits: the first 100 archs are
+#             trained alone, as many at once as there are cores]
 # OUTPUT      folder for everything that comes out [output/digits, or output/supernet with IMAGE_DIR]
 # GPUS        which GPUs, as nvidia-smi numbers them, such as 3 or 0,1,2,3 [those of CUDA_VISIBLE_DEVICES, where an empty
 #             one means the CPU; without it all that nvidia-smi lists]
@@ -51,11 +52,11 @@ shift
 if [ -n "${IMAGE_DIR:-}" ]; then
     OUTPUT=${OUTPUT:-output/supernet}
     CONFIG=${CONFIG:-configs/ranking.yaml}
-    SPACE=published
+    SAMPLE="200 --space published"
 else
     OUTPUT=${OUTPUT:-output/digits}
     CONFIG=${CONFIG:-configs/digits.yaml}
-    SPACE=full
+    SAMPLE="100 --spread --space configs/spaces/digits.yaml"
 fi
 
 device=
@@ -118,7 +119,7 @@ run launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" $
 
 if [ -z "${ARCHS:-}" ]; then
     ARCHS=$OUTPUT/archs.json
-    [ -f "$ARCHS" ] || run alone -m resnet48 sample 200 --space $SPACE --output "$ARCHS"
+    [ -f "$ARCHS" ] || run alone -m resnet48 sample $SAMPLE --output "$ARCHS"
 fi
 step "evaluating $ARCHS"
 run launch eval_supernet.py run --checkpoint "$OUTPUT/train" --archs "$ARCHS" --output "$OUTPUT/submission.json" \
@@ -127,16 +128,18 @@ run alone eval_supernet.py verify --submission "$OUTPUT/submission.json" --archs
 
 if [ -z "${TRUTH:-}" ] && [ -z "${IMAGE_DIR:-}" ]; then
     TRUTH=$OUTPUT/truth.json
-    step "training 24 of these nets on their own, as the truth"
-    run alone pretrain.py truth --config configs/digits_standalone.yaml --archs "$ARCHS" --limit 24 --truth "$TRUTH" \
+    step "training 100 of these nets on their own, as the truth"
+    run alone pretrain.py truth --config configs/digits_standalone.yaml --archs "$ARCHS" --limit 100 --truth "$TRUTH" \
         --save_dir "$OUTPUT/truth"
-fi
-if [ -n "${TRUTH:-}" ]; then
-    step "scoring"
-    run alone eval_supernet.py score --submission "$OUTPUT/submission.json" --truth "$TRUTH" \
-        --report "$OUTPUT/score.md" --plot "$OUTPUT/score.png"
 fi
 step "one page of all this"
 run alone eval_supernet.py report --output "$OUTPUT/submission.json" --checkpoint "$OUTPUT/train" \
     ${TRUTH:+--truth "$TRUTH"}
-step "done: $(ls "$OUTPUT" | tr '\n' ' ')in $OUTPUT; to look at in a browser: $OUTPUT/submission.html"
+picture=
+if [ -n "${TRUTH:-}" ]; then # last, so that what came out is what is seen
+    step "scoring"
+    run alone eval_supernet.py score --submission "$OUTPUT/submission.json" --truth "$TRUTH" \
+        --report "$OUTPUT/score.md" --plot "$OUTPUT/score.png"
+    picture=", the rankings as a picture: $OUTPUT/score.png"
+fi
+step "done: $(ls "$OUTPUT" | tr '\n' ' ')in $OUTPUT$picture; to look at in a browser: $OUTPUT/submission.html"

@@ -1,7 +1,7 @@
 """Arch codes, what is kept on disk, and the study of which recipe ranks best.
 
     python -m resnet48 describe CODE
-    python -m resnet48 sample N --output list.json
+    python -m resnet48 sample N --output list.json [--spread]
     python -m resnet48 cache --cache_dir DIR [--days 30] [--remove all]
     python -m resnet48 study FILE.yaml [--processes 2]
 """
@@ -16,6 +16,7 @@ from .evaluation import journal, journal_plan
 from .images import cache_files
 from .space import space_file
 from .space.arch import ArchConfig, ArchError
+from .study import archs
 from .system import config, files, locks, machine, options, signals, streams
 from .system.errors import UserError, exit_on_user_error
 
@@ -37,21 +38,26 @@ def describe(settings) -> None:
 
 
 def sample(settings) -> None:
-    """sample N --output FILE: a list of N different random archs, in the official format."""
+    """sample N --output FILE: a list of N different archs, random or spread over the space, in the official format."""
     config.require(settings, "count", "output")
     files.require_writable(settings.output)
     space = space_file.find(settings.space)
     if settings.count > space.size():
         raise UserError(f"there are only {space.size()} archs in the {settings.space} space, fewer than the "
                         f"{settings.count} that were asked for")
-    rng, codes = np.random.default_rng(settings.seed), {}
-    while len(codes) < settings.count:
-        codes[space.sample(rng).code] = None
+    if settings.spread:
+        tenths = archs.spread(space, settings.count, settings.seed, image_size=224, classes=1000)
+        codes = [tenths[place % len(tenths)][place // len(tenths)].code for place in range(settings.count)]
+    else:
+        rng, codes = np.random.default_rng(settings.seed), {}
+        while len(codes) < settings.count:
+            codes[space.sample(rng).code] = None
     # The leading 1 is the official image size code, for 224 px.
     content = {f"arch{place}": {"acc": 0.0, "arch": "1" + code} for place, code in enumerate(codes, 1)}
     files.require_output("--output", settings.output, {}, lambda path: _reason_to_keep(path, content))
     files.write_json(settings.output, content)
-    print(f"wrote {settings.output}: {len(codes)} archs of the {settings.space} space, seed {settings.seed}")
+    print(f"wrote {settings.output}: {len(codes)} archs of the {settings.space} space"
+          f"{', spread' if settings.spread else ''}, seed {settings.seed}")
 
 
 def cache(settings) -> None:

@@ -13,7 +13,7 @@ from commands import LARGEST, SMALL, SMALLEST, call, good, image_folder, listing
 IMAGES = ("--image_dir", "images", "--image_size", 32, "--calib_images", 8, "--num_workers", 0)
 TRAINING = ("train_supernet.py", "run", "--image_dir", "images", *SMALL)
 STANDALONE = ("pretrain.py", "run", "--arch", SMALLEST, "--image_dir", "images", *SMALL)
-TRUTH = ("pretrain.py", "truth", "--archs", "list.json", "--image_dir", "images", *SMALL)
+TRUTH = ("pretrain.py", "truth", "--archs", "list.json", "--image_dir", "images", *SMALL, "--processes", 1)
 EVALUATION = ("eval_supernet.py", "run", "--archs", "list.json", *IMAGES)
 EXPORT = ("eval_supernet.py", "export", "--arch", SMALLEST, *IMAGES)
 VERIFY = ("eval_supernet.py", "verify", "--submission", "list.json", "--archs", "list.json")

@@ -13,7 +13,7 @@ from resnet48.system import options
 
 TRAINING = ("train_supernet.py", "run")
 STANDALONE = ("pretrain.py", "run", "--arch", SMALLEST)
-TRUTH = ("pretrain.py", "truth", "--archs", "list.json")
+TRUTH = ("pretrain.py", "truth", "--archs", "list.json", "--processes", 1)
 EVALUATION = ("eval_supernet.py", "run", "--checkpoint", "supernet", "--archs", "list.json")
 EXPORT = ("eval_supernet.py", "export", "--checkpoint", "supernet", "--arch", SMALLEST)
 VERIFY = ("eval_supernet.py", "verify", "--submission", "list.json", "--archs", "list.json")

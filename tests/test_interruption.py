@@ -279,7 +279,7 @@ def test_an_interrupt_before_training_leaves_no_stack_trace_and_nothing_behind(t
 
 
 def test_a_signal_during_the_last_evaluation_of_an_arch_keeps_the_next_one_from_starting(tmp_path, monkeypatch, photos):
-    words = ("truth", "--archs", write_list(tmp_path / "archs.json", SMALLEST, LARGEST),
+    words = ("truth", "--processes", 1, "--archs", write_list(tmp_path / "archs.json", SMALLEST, LARGEST),
              "--image_dir", photos, *SMALL, "--save_dir", tmp_path / "runs", "--truth", tmp_path / "truth.json")
 
     def watch_of(*_):

@@ -12,8 +12,10 @@ import pytest
 
 from conftest import ROOT
 from resnet48.evaluation import journal_plan
-from resnet48.evaluation.journal import Journal, run_tasks, try_lock
+from resnet48.evaluation.journal import Journal
 from resnet48.system.errors import UserError
+from resnet48.system.locks import try_lock
+from resnet48.system.shared_work import run_tasks
 
 INPUTS = {"weights": "w", "validation": "v"}
 CODES = [["arch1", "c1"], ["arch2", "c2"], ["arch3", "c3"]]
@@ -45,7 +47,7 @@ def holder(path):
     """A process that holds the lock of a path until it is killed."""
     process = subprocess.Popen([sys.executable, "-c", f"""
 import time
-from resnet48.evaluation.journal import try_lock
+from resnet48.system.locks import try_lock
 with try_lock({path!r}) as mine:
     print(mine, flush=True)
     time.sleep(600)
@@ -500,7 +502,7 @@ def test_a_task_that_another_process_finishes_meanwhile_is_not_done_again(tmp_pa
             yield mine
 
     monkeypatch.setattr("time.sleep", wait)
-    monkeypatch.setattr("resnet48.evaluation.journal.try_lock", locked_late)
+    monkeypatch.setattr("resnet48.system.shared_work.try_lock", locked_late)
     list(run_tasks(journal, journal.counts_tasks(), lambda each: (done.append(each), fill(journal, [each])), (0, 1)))
     assert done == rest
 

@@ -57,6 +57,23 @@ def test_batches_are_the_same_for_any_number_of_workers(workers):
     assert same(run(numbered(), last=14, workers=workers), run(numbered(), last=14))
 
 
+def test_what_is_kept_for_the_next_net_is_what_it_would_see_and_is_not_made_again(monkeypatch):
+    alone = {seed: run(numbered(), last=14, seed=seed) for seed in (0, 1)}
+    images, made = replace(numbered(), shown={}), []
+    transform = loader.transformed
+    monkeypatch.setattr(loader, "transformed", lambda *given: made.append(1) or transform(*given))
+    for seed in (0, 1, 0, 1):
+        assert same(run(images, last=14, seed=seed), alone[seed])
+    assert len(made) == 2 * 14 * 4
+    assert not datasets.subset(replace(images, val=images.train), 8, 8).shown  # which numbers its images anew
+
+
+def test_no_more_is_kept_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(loader, "MOST_SHOWN", 10 * 3 * 8 * 8)
+    images = replace(numbered(), shown={})
+    assert same(run(images, last=14), run(numbered(), last=14)) and len(images.shown) <= 11
+
+
 def test_batches_depend_on_the_seed_and_on_nothing_else():
     images = numbered()
     first = run(images)

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from resnet48.__main__ import main
@@ -134,6 +135,17 @@ def test_a_seed_gives_one_list_and_a_longer_list_begins_like_a_shorter_one(tmp_p
     assert codes("c", "30", "--seed", "5")[:20] == first
     assert codes("d", "20", "--seed", "6") != first
     assert codes("e", "20", "--seed", "0") == codes("f", "20", "--space", "pool")
+
+
+def test_a_spread_sample_has_as_many_of_each_tenth_of_the_macs_and_begins_with_the_shorter_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("resnet48.study.archs.DRAWS", 1000)
+    for count in ("20", "40"):
+        main(["sample", count, "--spread", "--space", "full", "--output", str(tmp_path / count)])
+    short, long = ([entry["arch"] for entry in listed(tmp_path / count).values()] for count in ("20", "40"))
+    assert long[:20] == short and len(set(long)) == 40
+    rng, drawn = np.random.default_rng(1), [ArchConfig.parse(code).macs(224, 1000) for code in long]
+    edges = np.quantile([FULL.sample(rng).macs(224, 1000) for _ in range(1000)], np.arange(1, 10) / 10)
+    assert np.abs(np.searchsorted(edges, drawn) - np.arange(40) % 10).max() <= 1
 
 
 def test_sample_says_what_it_wrote(tmp_path, capsys):

@@ -244,9 +244,12 @@ def test_without_data_every_step_of_the_road_is_taken_on_the_digits(equipped):
     assert (code, errors) == (0, "")
     calls = equipped.calls()
     assert steps(calls) == ["train_supernet.py run", "sample", "eval_supernet.py run", "eval_supernet.py verify",
-                            "pretrain.py truth", "eval_supernet.py score", "eval_supernet.py report"]
+                            "pretrain.py truth", "eval_supernet.py report", "eval_supernet.py score"]
     assert "--config configs/digits.yaml" in calls[0] and "paddle.distributed.launch" not in calls[0]
-    assert said.splitlines()[-1].startswith("== done: ")
+    assert "--spread --space configs/spaces/digits.yaml" in calls[1]
+    assert "--config configs/digits_standalone.yaml" in calls[4] and "--processes" not in calls[4]  # one for each core
+    assert said.splitlines()[-3:-1] == ["== scoring", ""]  # nothing hides the sheet
+    assert said.splitlines()[-1].startswith("== done: ") and "output/digits/score.png" in said.splitlines()[-1]
     assert said.splitlines()[-1].endswith(" output/digits/submission.html")
     equipped.run("train_supernet.sh")
     assert "sample" not in steps(equipped.calls())  # the list is there already
@@ -267,8 +270,8 @@ def test_with_data_and_a_list_the_real_thing_runs_on_all_gpus(equipped):
     equipped.run("train_supernet.sh", **{**data, "GPU_COUNT": "1", "TRUTH": "truth.json"})
     calls = equipped.calls()
     assert "paddle.distributed.launch" not in calls[0]
-    assert steps(calls)[-2:] == ["eval_supernet.py score", "eval_supernet.py report"]
-    assert f"--truth {equipped.bin}/truth.json" in calls[-1]
+    assert steps(calls)[-2:] == ["eval_supernet.py report", "eval_supernet.py score"]
+    assert all(f"--truth {equipped.bin}/truth.json" in call for call in calls[-2:])
 
 
 def test_further_words_go_to_the_training(equipped):

@@ -207,7 +207,7 @@ def test_plans_descriptions_and_truths_are_of_the_files_space(trained, tmp_path)
     code = space_file.read(str(trained / "own.yaml")).largest().code
     assert "16-16" in good(call("-m resnet48", "describe", code, *space)).out
     good(call("eval_supernet.py", "plan", "--archs", trained / "list.json", *space, "--gflops", 1))
-    truth = ("--truth", tmp_path / "truth.json", "--save_dir", tmp_path / "truth", "--limit", 2)
+    truth = ("--truth", tmp_path / "truth.json", "--save_dir", tmp_path / "truth", "--limit", 2, "--processes", 1)
     for _ in range(2):
         good(call("pretrain.py", "truth", "--archs", trained / "list.json", *space, *RUN, *truth))
 

@@ -19,9 +19,10 @@ from ..space.arch import ArchConfig
 from ..space.arch_list import Entry
 from ..system import machine, runtime
 from ..system.errors import UserError
+from ..system.shared_work import run_tasks
 from . import accuracy, counts, prefix_tree, tree_forward
 from .accuracy import Sample
-from .journal import Journal, run_tasks
+from .journal import Journal
 
 ARCHS_PER_SHARD = 500  # the published list then costs 0.2 % more blocks than in one shard
 SECONDS_PER_TASK = 60  # the target, and about what an interruption may lose

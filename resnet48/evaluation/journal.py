@@ -3,9 +3,9 @@
 The list is cut into shards (consecutive parts of the traversal, see `prefix_tree`), the images into pieces of one or
 several chunks. There is one statistics task per shard, then one counts task per piece and shard. A result is written
 atomically under the name of its task; the folder is named by a fingerprint of all that the numbers depend on (see
-`journal_plan`). Processes that see the same folder, on one machine or on several, need nothing else to share the work:
-each takes tasks that are not locked. What there is of a piece after each of its chunks is a result too, of a task that
-ends there, from which whoever takes the piece next goes on.
+`journal_plan`). Processes that see the same folder, on one machine or on several, need nothing else to share the work
+(`shared_work.run_tasks`). What there is of a piece after each of its chunks is a result too, of a task that ends there,
+from which whoever takes the piece next goes on.
 
 Nothing in the folder is believed unread: a result says what it belongs to and carries a checksum (see `arrays`), counts
 must be possible ones, the plan must be that of its folder. What is not as it should be is computed again.
@@ -15,8 +15,7 @@ import contextlib
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -229,29 +228,3 @@ def _delete(folder):
         pass
     except OSError as error:
         raise UserError(f"cannot delete {error.filename or folder}: {error.strerror or error}") from error
-
-
-def run_tasks(journal: Journal, tasks: Sequence[Task], do: Callable[[Task], object],
-              share: tuple[int, int]) -> Iterator[Task]:
-    """Yield each task once its result is there, from `do(task)` here or from another process.
-
-    share: (rank, world size) of this process, so that processes start at different places. Returns when all results are
-    there: the tasks of a process that has died are taken over by the others.
-    """
-    rank, world_size = share
-    start = len(tasks) * rank // world_size
-    left = tasks[start:] + tasks[:start]
-    while left:
-        before = len(left)
-        for task in list(left):
-            if not journal.has(task):
-                with try_lock(journal.path(task)) as mine:
-                    if mine and not journal.has(task):
-                        do(task)
-                        if not journal.has(task) and os.path.exists(journal.path(task)):
-                            journal.read(task)  # which says why; to try for ever would help nobody
-            if journal.has(task):
-                left.remove(task)
-                yield task
-        if len(left) == before:
-            time.sleep(0.5)  # other processes hold the rest

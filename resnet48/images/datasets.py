@@ -74,6 +74,7 @@ class ImageSet:
     mirrored image keeps its label; augment: what training and evaluation see, a name in `transforms.AUGMENTATIONS`.
     workers: processes that decode training images (0: none), threads that decode others; skip_bad: leave unreadable
     validation and calibration images out; cache_dir: the folder that keeps decoded images, or None to keep none.
+    shown: a dictionary for what training sees of each image, where several nets are trained on the same; else None.
     """
 
     name: str
@@ -87,6 +88,7 @@ class ImageSet:
     skip_bad: bool = False
     cache_dir: str | None = None
     augment: str = "crop"
+    shown: dict | None = None
 
     @property
     def whole(self) -> bool:
@@ -150,7 +152,8 @@ def subset(images: ImageSet, train: int, val: int) -> ImageSet:
     def part(split, count):
         return _part(split, balanced_sample(split.labels, count, seed=0))
 
-    return replace(images, train=part(images.train, train), val=part(images.val, val), cache_dir=None)
+    return replace(images, train=part(images.train, train), val=part(images.val, val), cache_dir=None,
+                   shown=None)
 
 
 def _part(split, chosen):

@@ -24,6 +24,7 @@ from . import transforms
 from .datasets import BadImage, ImageSet, transformed
 
 BAD_IMAGES_ALLOWED = 50  # unreadable training images before training stops: a broken copy, not a few broken files
+MOST_SHOWN = 1 << 28  # bytes of what training sees that a process keeps for the next net
 NO_GOOD_IMAGE = -1  # in a list of unreadable images: no readable one was found
 
 
@@ -56,6 +57,18 @@ class _TransformedImages(paddle.io.Dataset):
         return len(self.images.train)
 
     def __getitem__(self, key):
+        shown = self.images.shown
+        if shown is None:
+            return self._transformed(key)
+        place = self.seed, *key
+        if place not in shown:
+            sample = self._transformed(key)
+            if len(shown) * 3 * self.images.size ** 2 > MOST_SHOWN:
+                return sample
+            shown[place] = sample
+        return shown[place]
+
+    def _transformed(self, key):
         epoch, index, *view = key
         images, bad = self.images, []
         for candidate in range(index, index + min(BAD_IMAGES_ALLOWED + 1, len(self))):

@@ -15,16 +15,14 @@ the system lets go of however a process ends; a killed training goes on from its
 import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from ..evaluation.journal import run_tasks
-from ..system import config, files, locks, runtime, signals
-from ..system.errors import Stopped, UserError, exit_on_user_error
+from ..system import config, files, locks, runtime, shared_work, signals
+from ..system.errors import Stopped, UserError
 from ..system.options import StudySettings
 from . import plan as planning
 from . import report, trainings
@@ -32,7 +30,7 @@ from .plan import KINDS, RANDOM_WEIGHTS, Plan, Task
 
 
 class Folder:
-    """Where the results of a study lie: what `journal.run_tasks` asks for."""
+    """Where the results of a study lie: what `shared_work.run_tasks` asks for."""
 
     def __init__(self, output: str):
         self.output = output
@@ -74,27 +72,9 @@ def run(settings: StudySettings) -> None:
     has a checkpoint.
     """
     files.require_writable(os.path.join(settings.output, "study.json"))
-    others = [multiprocessing.get_context("fork").Process(target=_helper, args=(settings,))
-              for _ in range(settings.processes - 1)]  # before Paddle has computed anything, which forks badly
-    for other in others:
-        other.start()
-    try:
-        plan = _work(settings)
-        for other in others:
-            other.join()
-    finally:
-        for other in others:
-            if other.is_alive():
-                other.terminate()
-            other.join()
+    plan = shared_work.in_processes(settings.processes, lambda: _work(settings))
     if settings.only in (None, "report"):
         _report(plan, Folder(settings.output))
-
-
-def _helper(settings):
-    """The life of a forked process: work until nothing is left, or until the one that has started it is gone."""
-    signals.end_with_parent()
-    exit_on_user_error(lambda: _work(settings))
 
 
 def _work(settings):
@@ -119,7 +99,7 @@ def _work(settings):
             # What others wait for comes first, and many short tasks come last, so that nobody waits for long.
             for kinds in (("rates",), ("supernets", "truth"), ("scores",)):
                 tasks = [task for kind in kinds if kind in wanted for task in getattr(plan, kind)]
-                for _ in run_tasks(folder, tasks, _doing(plan, folder, progress), (0, 1)):
+                for _ in shared_work.run_tasks(folder, tasks, _doing(plan, folder, progress), (0, 1)):
                     if signals.launcher_is_gone():
                         raise Stopped("the end of the process that has started this one")
         except Stopped:  # by a training, which has said so in its own log
@@ -134,7 +114,7 @@ def _doing(plan: Plan, folder: Folder, progress: "_Progress") -> Callable[[Task]
         place = folder.training(task)
         settings = dataclasses.replace(task.settings, save_dir=place)
         try:
-            with _quiet(place + ".log"):
+            with shared_work.printing_to(place + ".log"):
                 if task.kind == "truth":
                     result = trainings.train_arch(task.arch, settings)
                 elif task.kind == "rates":
@@ -175,13 +155,6 @@ def _scored(plan, folder, task):
                               trained)
 
 
-@contextlib.contextmanager
-def _quiet(log: str) -> Iterator[None]:
-    """A block whose lines go to a file: those of several trainings at once would tell nobody anything."""
-    with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        yield
-
-
 class _Progress:
     """The line that says what is left. It opens no result, for a process that trains must not read accuracies."""
 
@@ -201,18 +174,13 @@ class _Progress:
                                      for kind, tasks in left.items() if self.tasks[kind])
         cost = sum(task.cost for tasks in left.values() for task in tasks)
         if self.cost and cost:
-            text += f"; about {_duration(cost * self.seconds / self.cost / self._at_work())} left"
+            text += f"; about {shared_work.duration(cost * self.seconds / self.cost / self._at_work())} left"
         runtime.log_main(text)
 
     def _at_work(self):
         """How many processes hold a task; this one still has the lock of what it has done."""
         return max(1, sum(entry.name.endswith(".json.lock") for kind in self.tasks
                           for entry in os.scandir(os.path.join(self.folder.output, kind))))
-
-
-def _duration(seconds):
-    minutes = int(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60)} s"
 
 
 def _report(plan, folder):

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO, TextIO
 
 from .errors import UserError, quoted, shown
@@ -86,6 +86,29 @@ def require_writable(path: str) -> None:
             pass
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def make_folders(path: str) -> list[str]:
+    """Make the missing folders above the file `path`; those that were made, the innermost first.
+
+    Raises `UserError` where they cannot be made.
+    """
+    folder, missing = os.path.dirname(os.path.abspath(path)), []
+    while not os.path.lexists(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return missing
+
+
+def remove_empty(folders: Iterable[str]) -> None:
+    """Remove folders, in this order, up to the first that is gone or holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            os.rmdir(folder)
 
 
 def require_output(flag: str, path: str, inputs: Mapping[str, str | None],

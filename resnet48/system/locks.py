@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 
+from . import files
 from .errors import UserError
 from .files import cannot_write
 
@@ -66,12 +67,8 @@ def held(path: str, taken: str) -> Iterator[None]:
     hold it, and the system lets go of it however this one ends. Raises `UserError` where the file cannot be written,
     too.
     """
-    folder, made = os.path.dirname(os.path.abspath(path)), []
-    while not os.path.lexists(folder):
-        made.append(folder)
-        folder = os.path.dirname(folder)
+    made = files.make_folders(path)
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         file = _open_locked(path)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -83,8 +80,7 @@ def held(path: str, taken: str) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-                for each in made:
-                    os.rmdir(each)
+            files.remove_empty(made)
 
 
 def remove_leftovers(folder: str, owner: Callable[[str], str], but: str | None = None) -> int:

@@ -90,6 +90,12 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def threads(environment: Mapping[str, str]) -> int:
+    """Threads of this process's sums, as `settings` or the user has set them in the environment: 1 or more."""
+    first = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list has one number per nesting level
+    return int(first) if first.isdecimal() and int(first) else 1
+
+
 def _keep_memory():
     """Tell glibc to keep freed memory instead of returning it: else each large temporary is mapped and zeroed again."""
     if os.environ.get("RESNET48_KEEP_MEMORY") == "0":

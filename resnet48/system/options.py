@@ -215,6 +215,9 @@ class TruthSettings(TrainSettings):
     save_dir: str = option("output/truth", "folder for one run's folder per arch", resumable=True, path=True)
     archs: str = option("", "arch list in the official JSON format", resumable=True, path=True)
     limit: int | None = option(None, "only the first N archs", ge=1, resumable=True, unset="none")
+    processes: int | None = option(None, "trainings at once on a CPU, of one thread each unless OMP_NUM_THREADS says "
+                                         "otherwise [as many as fit the cores; 1 on a GPU]", ge=1, resumable=True,
+                                   unset="auto")
     dropout: float = option(0.0, "part of the classifier's input that is zeroed in training", ge=0, le=0.9)
     truth: str = option("output/truth.json", "where the measured accuracies go", resumable=True, path=True)
 
@@ -363,6 +366,8 @@ class DescribeSettings(SpaceSettings):
 class SampleSettings(SampledSpaceSettings, SeedSettings):
     count: int | None = option(None, "how many archs, all with different codes", ge=1)
     output: str = option("", "arch list to write, in the official JSON format", path=True)
+    spread: bool = option(False, "not random archs, but as many of each tenth of the space's MACs, spread over depths "
+                                 "and widths of stages; the first ones of a longer list are those of a shorter one")
 
 
 # --- the study -------------------------------------------------------------------------------------------------------

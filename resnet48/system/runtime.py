@@ -271,10 +271,10 @@ def _while_launched(iterable):
 
 
 @contextlib.contextmanager
-def stoppable(farewell: str) -> Iterator[None]:
+def stoppable(farewell: str | None) -> Iterator[None]:
     """A block whose finished parts are kept: a signal that asks to stop raises `Stopped` there and then.
 
-    farewell: what to say then. A second signal, some seconds later, gets the default treatment.
+    farewell: what to say then, None to say nothing. A second signal, some seconds later, gets the default treatment.
     """
     def stop(name):
         raise signals.Interrupt(name)
@@ -283,7 +283,8 @@ def stoppable(farewell: str) -> Iterator[None]:
         with signals.answered(stop):
             yield
     except signals.Interrupt as interrupt:
-        log_main(f"stopped by {interrupt}: {farewell}")
+        if farewell:
+            log_main(f"stopped by {interrupt}: {farewell}")
         raise Stopped(str(interrupt)) from None
 
 

@@ -37,7 +37,7 @@ def apart(images: datasets.ImageSet, seed: int) -> tuple[datasets.ImageSet, tupl
     rest = np.setdiff1d(np.arange(len(images.train)), chosen)
     train = datasets.Split([images.train.images[index] for index in rest], images.train.labels[rest])
     runtime.log_main(f"{len(labels)} training images are kept out of training, to measure how far subnets have learnt")
-    return replace(images, train=train), (pixels, labels)
+    return replace(images, train=train, shown=None), (pixels, labels)
 
 
 def observe(strata: Strata, net: Supernet, pixels: np.ndarray, labels: np.ndarray) -> None:
