@@ -30,6 +30,9 @@ Tried without gain, or with too little to pay for its code (ratios of processor 
   unfolding's at full width, but .64 from 256 to 512 channels on 4 x 4, and .35 to 1.2 in narrow nets;
 - Winograd's tiles of 4 x 4 on maps of 4 x 4: full-width filters of 36 values take back what is saved (1.1);
 - convolution layers as one differentiable function instead of a few tracked operations: 1.0;
+- Winograd's tiles of 4 x 4 on maps of more than 16 pixels, in evaluation, where no gradient loses digits: 1.04 for the
+  evaluator at 224 pixels; image by image, so that what is in tiles stays in the cache: .45 to .9;
+- ReLU in place: 1.02 to 1.04 for a sandwich step at 64 pixels, 1.0 for narrow nets;
 - batch norm that moves the running statistics of the largest net in place: Paddle refuses the graphs of two subnets.
 """
 

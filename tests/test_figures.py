@@ -9,7 +9,7 @@ import pytest
 from commands import call, module
 from conftest import ROOT
 
-from resnet48.evaluation import evaluator
+from resnet48.evaluation import evaluator, forecast
 from resnet48.space import arch_list
 from resnet48.space.arch import FULL, PUBLISHED
 
@@ -91,7 +91,7 @@ def test_the_costs_of_a_list_are_those_of_its_distinct_prefixes_and_what_plan_sa
     assert found[:4] == (len(archs), sum(1 + sum(arch.depths) for arch in archs), len(prefixes),
                          sum(arch.macs() for arch in archs))
     assert found.nodes < found.nodes_alone
-    said = evaluator.plan_text(archs, 224, 100, 1000, PUBLISHED, None, 1, 10, 1e9)
+    said = forecast.plan_text(archs, None, 224, 100, 1000, PUBLISHED, None, 1, 10, evaluator.Device.of("cpu"), 1e9)
     alone, shared = (f"{macs / len(archs) / 1e9:.4f}" for macs in (found.macs_alone, found.macs))
     assert f"{alone} alone, {shared} shared" in said and re.search(rf"nodes of the tree +{found.nodes}\n", said)
 

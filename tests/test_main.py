@@ -197,7 +197,7 @@ def test_a_list_is_never_written_over_another_file(tmp_path, monkeypatch, there)
     (["sample", "5"], "--output is needed: "),
     (["sample", "5", "--space", "all", "--output", "list.json"], "--space takes published, full or "
      "the path of a .yaml file; got 'all'"),
-    (["sample", "5", "--sead", "1", "--output", "list.json"], "unknown flag --sead; the nearest is --seed"),
+    (["sample", "5", "--seeed", "1", "--output", "list.json"], "unknown flag --seeed; the nearest is --seed"),
     (["sample", "5", "--output", os.path.join(__file__, "list.json")], "cannot write "),
     ([], "missing command: describe, sample"),
 ])

@@ -7,13 +7,12 @@ that are not locked, and the system lets go of a lock however a process ends.
 import contextlib
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from . import signals
-from .errors import UserError, exit_on_user_error
+from .errors import exit_on_user_error
 from .locks import try_lock
 
 
@@ -81,16 +80,10 @@ def in_processes(count: int, work: Callable[[], object]) -> object:
 
 
 def _help(work):
-    """The life of a forked process."""
+    """The life of a forked process. What ends it, the process that has started it comes to as well, and tells once."""
     signals.end_with_parent()
-
-    def helping():
-        try:
-            work()
-        except UserError:  # the process that has started this one comes to the same, and tells it once
-            sys.exit(2)
-
-    exit_on_user_error(helping)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        exit_on_user_error(work)
 
 
 @contextlib.contextmanager
