@@ -47,7 +47,7 @@ def sample(settings) -> None:
                         f"{settings.count} that were asked for")
     if settings.spread:
         tenths = archs.spread(space, settings.count, settings.seed, image_size=224, classes=1000)
-        codes = [tenths[place % len(tenths)][place // len(tenths)].code for place in range(settings.count)]
+        codes = [arch.code for _, _, arch in archs.in_turn(tenths)]
     else:
         rng, codes = np.random.default_rng(settings.seed), {}
         while len(codes) < settings.count:

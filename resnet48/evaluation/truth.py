@@ -126,16 +126,15 @@ def measure(entries: Sequence[Entry], settings: TruthSettings, images: ImageSet,
 
     def work():
         farewell = f"everything is in {settings.save_dir}, the same command goes on"
-        try:
-            with runtime.stoppable(farewell if os.getpid() == here else None):
-                signals.let_through()
-                for _ in shared_work.run_tasks(results, archs, do, (0, 1)):
-                    if signals.launcher_is_gone():
-                        raise Stopped(runtime.NO_LAUNCHER)
-        except Stopped:
-            if several and os.getpid() == here:  # a training has said so, in its own log
-                runtime.log_main(f"stopped: {farewell}")
-            raise
+        with runtime.stoppable(farewell if os.getpid() == here else None):
+            signals.let_through()
+            try:
+                for _ in runtime.while_launched(shared_work.run_tasks(results, archs, do, (0, 1))):
+                    pass
+            except Stopped:  # by a training, which with several processes has said so in its own log
+                if several and os.getpid() == here:
+                    runtime.log_main(f"stopped: {farewell}")
+                raise
 
     try:
         shared_work.in_processes(count, work)

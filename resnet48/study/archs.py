@@ -60,6 +60,12 @@ def bands(space: SearchSpace, count: int, seed: int, image_size: int, classes: i
     return found
 
 
+def in_turn(parts: Sequence[Sequence[ArchConfig]]) -> list[tuple[int, int, ArchConfig]]:
+    """The archs of all parts, one of each part after the other: (place in its part, number of the part, arch)."""
+    return sorted(((place, number, arch) for number, part in enumerate(parts) for place, arch in enumerate(part)),
+                  key=lambda each: each[:2])
+
+
 def features(arch: ArchConfig) -> list[float]:
     """What archs are spread over: the depth of each stage, and the mean logarithm of its widths: 8 numbers."""
     return [*map(float, arch.depths), *(float(np.log(stage).mean()) for stage in arch.stages)]

@@ -189,8 +189,7 @@ def _epochs(recipe, subnet_epochs):
 def _truth_tasks(settings, parts, size, images, context):
     first, *more = _seeds(settings.seeds, "truth")
     # One of each part after the other, so that the truth of a study that is stopped is spread over the space, too.
-    placed = sorted(((place, number, arch) for number, part in enumerate(parts)
-                     for place, arch in enumerate(part)), key=lambda each: each[:2])
+    placed = archs.in_turn(parts)
     pairs = [(arch, first) for _, _, arch in placed]
     pairs += [(arch, seed) for seed in more for place, number, arch in placed if (place + number) % 2]
     return [_training("truth", arch.code, seed, settings, context,

@@ -99,9 +99,9 @@ def _work(settings):
             # What others wait for comes first, and many short tasks come last, so that nobody waits for long.
             for kinds in (("rates",), ("supernets", "truth"), ("scores",)):
                 tasks = [task for kind in kinds if kind in wanted for task in getattr(plan, kind)]
-                for _ in shared_work.run_tasks(folder, tasks, _doing(plan, folder, progress), (0, 1)):
-                    if signals.launcher_is_gone():
-                        raise Stopped("the end of the process that has started this one")
+                for _ in runtime.while_launched(
+                        shared_work.run_tasks(folder, tasks, _doing(plan, folder, progress), (0, 1))):
+                    pass
         except Stopped:  # by a training, which has said so in its own log
             runtime.log_main(f"stopped: {farewell}")
             raise

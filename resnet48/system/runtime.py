@@ -176,7 +176,7 @@ def encodable(text: str) -> str:
 
 def progress(iterable: Iterable, total: int, what: str) -> Iterator:
     """Pass an iterable through with its progress on rank 0: a bar on a terminal, a line now and then in a log."""
-    iterable = _while_launched(iterable)
+    iterable = while_launched(iterable)
     if rank() != 0:
         yield from iterable
         return
@@ -262,7 +262,7 @@ def all_reduce_sum(values: Iterable[float]) -> list[float]:
     return summed.numpy().tolist()
 
 
-def _while_launched(iterable):
+def while_launched(iterable: Iterable) -> Iterator:
     """Pass an iterable through until the launcher of this process is gone, which then raises `signals.Interrupt`."""
     for item in iterable:
         yield item

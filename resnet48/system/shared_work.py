@@ -58,9 +58,9 @@ def in_processes(count: int, work: Callable[[], object]) -> object:
     """Run `work()` in so many processes, of which this is one, and return what it returned here.
 
     work: what any number of processes share; it lets stop signals through (`signals.let_through`) once it can answer
-    them, and leaves when `signals.launcher_is_gone`. The others are forked, so that Paddle must not have computed
-    anything yet. One that fails or is killed is no loss, this one does the rest, or fails at the same task and says so;
-    when this one ends, they are told to stop.
+    them, and leaves when the process that has started it is gone (`runtime.while_launched`). The others are forked, so
+    that Paddle must not have computed anything yet. One that fails or is killed is no loss, this one does the rest, or
+    fails at the same task and says so; when this one ends, they are told to stop.
     """
     if count > 1:
         signals.hold()
