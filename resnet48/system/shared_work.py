@@ -5,6 +5,7 @@ that are not locked, and the system lets go of a lock however a process ends.
 """
 
 import contextlib
+import mmap
 import multiprocessing
 import os
 import time
@@ -64,7 +65,9 @@ def in_processes(count: int, work: Callable[[], object]) -> object:
     """
     if count > 1:
         signals.hold()
-    others = [multiprocessing.get_context("fork").Process(target=_help, args=(work,)) for _ in range(count - 1)]
+    told_to_end = mmap.mmap(-1, 1)
+    others = [multiprocessing.get_context("fork").Process(target=_help, args=(work, told_to_end))
+              for _ in range(count - 1)]
     for other in others:
         other.start()
     try:
@@ -73,15 +76,14 @@ def in_processes(count: int, work: Callable[[], object]) -> object:
             other.join()
         return result
     finally:
+        told_to_end[0] = 1
         for other in others:
-            if other.is_alive():
-                other.terminate()
             other.join()
 
 
-def _help(work):
+def _help(work, told_to_end):
     """The life of a forked process. What ends it, the process that has started it comes to as well, and tells once."""
-    signals.end_with_parent()
+    signals.end_with_parent(told_to_end)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         exit_on_user_error(work)
 

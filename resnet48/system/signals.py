@@ -5,6 +5,7 @@ work answers them in its own way (`runtime.StopRequest`, `runtime.stoppable`). N
 """
 
 import contextlib
+import mmap
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ SECONDS_OF_ONE_REQUEST = 5
 _asked_at = None  # when the request that is being answered came, by the monotonic clock
 _depth = 0  # of blocks that answer
 _launcher = None  # the process that started this one, while there is a launcher
+_told_to_end = None  # where that process says that this one is not needed any more
 
 
 class Interrupt(BaseException):
@@ -32,10 +34,14 @@ def hold() -> None:
         _launcher = os.getppid()
 
 
-def end_with_parent() -> None:
-    """Count the process that has started this one as its launcher: `launcher_is_gone` tells when it has ended."""
-    global _launcher
-    _launcher = os.getppid()
+def end_with_parent(told_to_end: mmap.mmap) -> None:
+    """Count the process that has started this one as its launcher: `launcher_is_gone` tells when it has ended.
+
+    told_to_end: a byte of shared memory, not 0 once this process shall end all the same. A signal would come at any
+    moment, even while files are put in order, and a lock around a flag would outlive a killed process.
+    """
+    global _launcher, _told_to_end
+    _launcher, _told_to_end = os.getppid(), told_to_end
 
 
 def let_through() -> None:
@@ -50,8 +56,8 @@ def ignore() -> None:
 
 
 def launcher_is_gone() -> bool:
-    """Whether `paddle.distributed.launch` has started this program and has ended since: nobody will wait for it."""
-    return _launcher is not None and os.getppid() != _launcher
+    """Whether what has started this program, and would wait for it, has ended since, or has told it to end."""
+    return _launcher is not None and (os.getppid() != _launcher or _told_to_end is not None and _told_to_end[0] != 0)
 
 
 @contextlib.contextmanager
