@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from resnet48.ranking import counts_file, measured, rankings, smoothing
+from resnet48.ranking import counts_file, measured, provenance, rankings, smoothing
 from resnet48.ranking import score as scoring
 from resnet48.space.arch import PUBLISHED
 from resnet48.space.arch_list import Entry
@@ -199,6 +199,13 @@ def test_without_its_counts_the_sheet_says_why_rows_are_missing_and_smoothing_is
     with pytest.raises(UserError, match=f"^--method smooth is not possible: .*{words}"):
         rankings.write(str(tmp_path / "r.json"), found, "smooth", 224, 1000)
     rankings.write(str(tmp_path / "r.json"), found, "hybrid", 224, 1000)
+
+
+@pytest.mark.parametrize("change", [lambda row: row.pop("top5"), lambda row: row.update(top5=[])])
+def test_rows_without_top5_hits_are_malformed(submission, change):
+    change_counts(submission, lambda content: change(content["counts"]["arch3"]))
+    with pytest.raises(counts_file.NoCounts, match="s.counts.json is malformed"):
+        provenance.counts(submission, PUBLISHED)
 
 
 def test_too_few_archs_to_smooth_are_said_and_their_cross_entropies_still_rank(tmp_path):

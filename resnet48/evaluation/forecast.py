@@ -9,7 +9,7 @@ from ..nets import layers
 from ..nets.supernet import Supernet
 from ..space.arch import ArchConfig, SearchSpace
 from ..space.split import Split
-from ..system.errors import UserError
+from ..system.errors import UserError, duration
 from . import counts, evaluator, prefix_tree, tree_forward
 from .evaluator import Device
 from .journal import Journal
@@ -79,7 +79,7 @@ def plan_text(archs: Sequence[ArchConfig], split: Split | None, image_size: int,
         f"chunk{'s' * (piece > chunk)} in each",
         f"FLOPs                         {2 * cut.macs * images:.3g} for {images} images, "
         f"{2 * cut.macs * calib_images:.3g} for {calib_images} calibration images",
-        f"at {rate / 1e9:.4g} GFLOP/s x {ranks}         {_duration(seconds)}{measured}",
+        f"at {rate / 1e9:.4g} GFLOP/s x {ranks}         {duration(seconds)}{measured}",
         f"memory per process            {cut.path_bytes * chunk / 1e9:.2f} GB for a chunk, "
         f"{cut.calibration_bytes(calib_images, image_size) / 1e9:.2f} GB for calibration, and weights",
         f"disk                          {cut.statistics_bytes / 1e9:.2f} GB statistics, "
@@ -93,7 +93,7 @@ def status_text(journal: Journal) -> str:
     found, images = journal.counts()
     left = ""
     if rate and done < tasks:
-        left = f", {_duration((tasks - done) / rate)} left at {60 * rate:.1f} tasks per minute"
+        left = f", {duration((tasks - done) / rate)} left at {60 * rate:.1f} tasks per minute"
     lines = [f"{journal.folder}: {len(journal.plan['codes'])} archs, {done} of {tasks} tasks ({done / tasks:.1%})"
              f"{left}", f"{len(pieces)} of {len(journal.pieces())} pieces of the images are done for all archs: "
                         f"{images} of {journal.plan['images']} images"]
@@ -103,10 +103,3 @@ def status_text(journal: Journal) -> str:
         top1 = 100 * found[:, 0] / images
         lines.append(f"top-1 so far: mean {top1.mean():.2f} %, {top1.min():.2f} to {top1.max():.2f} %")
     return "\n".join(lines)
-
-
-def _duration(seconds):
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"

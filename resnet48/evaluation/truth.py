@@ -22,7 +22,7 @@ from ..images.datasets import ImageSet
 from ..space.arch import ArchConfig
 from ..space.arch_list import Entry
 from ..system import config, files, locks, machine, runtime, shared_work, signals
-from ..system.errors import Stopped, UserError
+from ..system.errors import Stopped, UserError, duration
 from ..system.options import TruthSettings
 
 Train = Callable[[ArchConfig, TruthSettings], float]
@@ -122,7 +122,7 @@ def measure(entries: Sequence[Entry], settings: TruthSettings, images: ImageSet,
             done = sum(map(results.has, archs))
             left = (time.monotonic() - started) * (len(archs) - done) / (done - before)
             runtime.log_main(f"{keys[arch]}: top-1 {top1:.2f} %; {done} of {len(archs)} archs"
-                             + (f", about {shared_work.duration(left)} left" if left else ""))
+                             + (f", about {duration(left)} left" if left else ""))
 
     def work():
         farewell = f"everything is in {settings.save_dir}, the same command goes on"

@@ -1,5 +1,6 @@
 """The counts file beside a submission: the sums behind its accuracies, and those of two halves. No Paddle in here."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -70,12 +71,13 @@ def read_whole(submission: str, entries: Sequence[Entry], accuracies: Sequence[f
     """
     by_code = {entry.arch.code: accuracy for entry, accuracy in zip(entries, accuracies)}
     path, content, rows = _rows(submission, by_code)
-    _halves(path, content, rows)  # whether all of them are there, and possible
+    _halves(path, content, rows)  # whether all but the top-5 hits are there, and possible
     rows = [content["counts"].get(entry.key) for entry in entries]
     if any(row is None or row["arch"] != entry.code for entry, row in zip(entries, rows)):
         raise UserError(f"the counts beside {shown(os.path.basename(submission))} have other keys than the submission")
-    return np.array([[row["top1"], row["top5"], row["cross_entropy"], content["first_images"], row["first_top1"],
-                      row["first_cross_entropy"]] for row in rows], "float64"), content["images"]
+    with _malformed_named(path):
+        return np.array([[row["top1"], row["top5"], row["cross_entropy"], content["first_images"], row["first_top1"],
+                          row["first_cross_entropy"]] for row in rows], "float64"), content["images"]
 
 
 def _halves(path, content, rows):
@@ -83,18 +85,24 @@ def _halves(path, content, rows):
     if "first_images" not in content:
         raise NoCounts(f"an earlier version wrote {shown(path)}, without cross-entropies and halves of the images; "
                        "`eval_supernet.py run` writes it anew")
-    try:
+    with _malformed_named(path):
         first_images = content["first_images"]
         whole = np.array([[row["top1"], row["cross_entropy"]] for row in rows], "float64")
         first = np.array([[row["first_top1"], row["first_cross_entropy"]] for row in rows], "float64")
         images = np.array([first_images, content["images"] - first_images], "int64")
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise NoCounts(f"{shown(path)} is malformed; `eval_supernet.py run` writes it anew") from None
     second = whole - first
     if not np.isfinite(whole).all() or not np.isfinite(first).all() or min(first.min(), second.min(), *images) < 0:
         raise NoCounts(f"{shown(path)} holds impossible counts; `eval_supernet.py run` writes it anew")
     top1, cross_entropy = np.stack([first, second], axis=2).transpose(1, 0, 2)
     return Counts(images, top1.astype("int64"), cross_entropy)
+
+
+@contextlib.contextmanager
+def _malformed_named(path):
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise NoCounts(f"{shown(path)} is malformed; `eval_supernet.py run` writes it anew") from None
 
 
 def _rows(submission, accuracies):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 
 from ..system import files
+from ..system.errors import duration
 from . import pictures, results
 from .plan import Plan, Task
 
@@ -58,7 +59,7 @@ def markdown(plan: Plan, figures: dict) -> str:
         f"{','.join(map(str, plan.space.base_channels))}, {figures['archs']['in_bands']} of them in bands of nearly "
         "equal MACs",
         f"- truth: {truth['trainings']} trainings of single archs ({truth['twice_or_more']} archs more than once), "
-        f"{truth['lowest']:.2f} to {truth['highest']:.2f} % top-1, {_minutes(truth['seconds'])} in all",
+        f"{truth['lowest']:.2f} to {truth['highest']:.2f} % top-1, {duration(truth['seconds'])} in all",
     ]
     if "reliability_of_one" in truth:
         lines += [
@@ -130,8 +131,3 @@ def _bounds(pair, sign=""):
 
 def _number(value):
     return "" if value is None else f"{value:.3f}"
-
-
-def _minutes(seconds):
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-

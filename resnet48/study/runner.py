@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 
 from ..system import config, files, locks, runtime, shared_work, signals
-from ..system.errors import Stopped, UserError
+from ..system.errors import Stopped, UserError, duration
 from ..system.options import StudySettings
 from . import plan as planning
 from . import report, trainings
@@ -174,7 +174,7 @@ class _Progress:
                                      for kind, tasks in left.items() if self.tasks[kind])
         cost = sum(task.cost for tasks in left.values() for task in tasks)
         if self.cost and cost:
-            text += f"; about {shared_work.duration(cost * self.seconds / self.cost / self._at_work())} left"
+            text += f"; about {duration(cost * self.seconds / self.cost / self._at_work())} left"
         runtime.log_main(text)
 
     def _at_work(self):

@@ -37,6 +37,14 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def duration(seconds: float) -> str:
+    """A time as a message tells it: `8.4 days`, `20.0 seconds`."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
 class UserError(ValueError):
     """The user's input is wrong. The message says what, where, what is allowed and what to do.
 

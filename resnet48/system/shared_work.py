@@ -93,8 +93,3 @@ def printing_to(path: str) -> Iterator[None]:
     """A block whose lines go to a file: those of several trainings at once would tell nobody anything."""
     with open(path, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         yield
-
-
-def duration(seconds: float) -> str:
-    minutes = int(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60)} s"
