@@ -33,9 +33,10 @@ Tried without gain, or with too little to pay for its code (ratios of processor 
 - Winograd's tiles of 4 x 4 on maps of more than 16 pixels, in evaluation, where no gradient loses digits: 1.04 for the
   evaluator at 224 pixels; image by image, so that what is in tiles stays in the cache: .45 to .9;
 - ReLU in place: 1.02 to 1.04 for a sandwich step at 64 pixels, 1.0 for narrow nets;
-- Winograd's filters as [places, C, O] in evaluation: the product of 512 channels on 7 x 7 and 2 x 2 takes .75 of its
-  time for 12 and 64 images, others .9 to 1.0, but laying them out takes as much longer as one or two calls save;
-- Winograd's tiles cut, transformed and put together by loops that numba compiles, with nothing gathered: .8 to 1.1;
+- Winograd's filters as [places, C, O] in evaluation: 1.3 times as fast from 512 channels on 7 x 7 and 2 x 2 for 12 and
+  64 images, .97 to 1.1 elsewhere, but laying them out takes as much longer as about one call saves;
+- Winograd's tiles cut, transformed and put together by loops that numba compiles, with nothing gathered: .7 to 1.1 in
+  the best of three ways to write them;
 - batch norm that moves the running statistics of the largest net in place: Paddle refuses the graphs of two subnets.
 """
 
