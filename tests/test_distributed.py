@@ -34,11 +34,11 @@ def free_port():
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
+def test_two_processes_train_as_one_with_twice_the_batch_or_half_of_the_subnets_each(tmp_path):
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     run([sys.executable, WORKER, "32", one], tmp_path)
     run([*LAUNCH, "--nproc_per_node", "2", WORKER, "32", two], tmp_path)
-    for kind in ("standalone", "sandwich"):
+    for kind in ("standalone", "sandwich", "ranking"):
         alone, together = (paddle.load(f"{path}.{kind}", return_numpy=True) for path in (one, two))
         assert alone.keys() == together.keys()
         for name, value in alone.items():
@@ -48,7 +48,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
 @pytest.mark.slow
 def test_on_two_ranks_every_recipe_gives_both_the_same_weights_and_resumes_bit_for_bit(tmp_path):
     run([*LAUNCH, "--nproc_per_node", "2", os.path.join(ROOT, "tests", "recipe_ranks.py"), str(tmp_path)], tmp_path)
-    assert (tmp_path / "done.txt").read_text().splitlines() == SUPERNETS
+    assert (tmp_path / "done.txt").read_text().splitlines() == [*SUPERNETS, "ranking.yaml with shared subnets"]
 
 
 @pytest.mark.slow

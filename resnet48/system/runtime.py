@@ -243,23 +243,48 @@ def average_gradients(parameters: Iterable[paddle.Tensor], vote: bool) -> bool |
     if world_size() == 1:
         return vote
     present = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    fused = paddle.concat([paddle.to_tensor([float(vote)]), *(gradient.flatten() for gradient in present)])
-    with _lost_ranks_named():
-        dist.all_reduce(fused)
-    votes, *parts = fused.split([1, *(int(gradient.size) for gradient in present)])
+    votes, *parts = _summed_together([paddle.to_tensor([float(vote)]), *present])
     for gradient, part in zip(present, parts):
-        paddle.assign(part.reshape(gradient.shape) / world_size(), output=gradient)
+        paddle.assign(part / world_size(), output=gradient)
     return votes
+
+
+def sum_gradients(parameters: Iterable[paddle.Tensor], vote: bool) -> bool:
+    """Replace each gradient by its sum over the ranks, each of which may have those of other parameters.
+
+    A gradient that is absent on every rank stays so. vote: a yes or no of this rank. Returns whether any said yes.
+    """
+    if world_size() == 1:
+        return vote
+    parameters = list(parameters)
+    votes, *counts = all_reduce_sum([vote, *(parameter.grad is not None for parameter in parameters)])
+    present = [parameter for parameter, count in zip(parameters, counts) if count]
+    gradients = [paddle.zeros_like(each) if each.grad is None else each.grad for each in present]
+    for parameter, part in zip(present, _summed_together(gradients)):
+        parameter.grad = part
+    return votes > 0
+
+
+def _summed_together(tensors):
+    """Several tensors of one type, summed over all ranks in one all-reduce."""
+    fused = summed(paddle.concat([tensor.flatten() for tensor in tensors]))
+    return [part.reshape(tensor.shape) for part, tensor in
+            zip(fused.split([int(tensor.size) for tensor in tensors]), tensors)]
+
+
+def summed(tensor: paddle.Tensor) -> paddle.Tensor:
+    """A tensor that has the same shape on every rank, summed over all of them; it may be overwritten."""
+    if world_size() > 1:
+        with _lost_ranks_named():
+            dist.all_reduce(tensor)
+    return tensor
 
 
 def all_reduce_sum(values: Iterable[float]) -> list[float]:
     """Each number of a list, summed over all ranks."""
     if world_size() == 1:
         return list(values)
-    summed = paddle.to_tensor(list(values), "float64")
-    with _lost_ranks_named():
-        dist.all_reduce(summed)
-    return summed.numpy().tolist()
+    return summed(paddle.to_tensor(list(values), "float64")).numpy().tolist()
 
 
 def while_launched(iterable: Iterable) -> Iterator:

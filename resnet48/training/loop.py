@@ -15,7 +15,7 @@ from ..nets import conv_algorithms, layers
 from ..system import files, locks, runtime
 from ..system.errors import Stopped, UserError
 from ..system.options import TrainSettings
-from . import checkpoint, held_out, metrics, objectives, optim, recipes
+from . import checkpoint, held_out, metrics, objectives, optim, recipes, sharing
 from .run import start
 
 KEEP_CHECKPOINTS = 3
@@ -63,11 +63,11 @@ def _alone_in(folder):
 
 
 def _train(run, images, settings, validate, stop, kept_out):
-    world_size, rank, vote = runtime.world_size(), runtime.rank(), False
+    (part, parts), vote = sharing.image_share(settings), False
     roles = recipes.roles([span.stage for span in run.spans])
     since, show = metrics.Meter(run.step, roles), _shower(settings, run.step, roles)
     shown = cache.for_training(images) if settings.train_cache else images
-    taken = loader.batches(shown, run.step, run.steps, settings.batch_size, settings.seed, rank, world_size,
+    taken = loader.batches(shown, run.step, run.steps, settings.batch_size, settings.seed, part, parts,
                            runtime.log_rank, lambda step: run.span(step).stage.objective.views)
     run.net.train()
     with loader.dead_workers_named(), contextlib.closing(taken):
@@ -80,8 +80,9 @@ def _train(run, images, settings, validate, stop, kept_out):
                 run.divide(span.stage.split)
             archs, lr = span.archs(step), span.lr(step)
             objective, moment = span.stage.objective, span.moment(step)
-            losses = _gradients(objective, run.precision, run.net, archs, pixels, labels, moment, settings.accumulate)
-            vote_before, vote = vote, runtime.average_gradients(optim.trainable(run.net), stop.asked)
+            losses = _gradients(objective, run.precision, run.net, archs, pixels, labels, moment, settings.accumulate,
+                                settings.share)
+            vote_before, vote = vote, sharing.combine_gradients(settings)(optim.trainable(run.net), stop.asked)
             if span.stage.fairness:
                 span.stage.fairness.scale(run.net)
             _update(run, objective.trained(archs) if settings.freeze_unused else [], lr)
@@ -89,9 +90,9 @@ def _train(run, images, settings, validate, stop, kept_out):
             _count_step(run)
             if run.step == span.last:
                 objective.end()
-            since.add(losses, len(labels) * world_size)
+            since.add(losses, len(labels) * parts)
             # All ranks stop after the same step. The vote of the step before is there already, this one's is not.
-            stopping = stop.asked if world_size == 1 else bool(vote_before)
+            stopping = stop.asked if runtime.world_size() == 1 else bool(vote_before)
             due = _due(run, settings, stopping)
             if due.log:
                 row = since.flush(run.step, run.steps_per_epoch, run.steps, lr)
@@ -126,14 +127,15 @@ def _due(run, settings, stopping):
     return Due(save or epoch_ends or run.step % settings.log_freq == 0, epoch_ends and not ends, validate, save)
 
 
-def _gradients(objective, precision, net, archs, pixels, labels, moment, parts=1):
+def _gradients(objective, precision, net, archs, pixels, labels, moment, parts=1, share="images"):
     """Leave the gradients of one step in the parameters; the losses by role, means over the parts of the batch."""
     gradients, forward = objectives.Gradients(net, precision.scale, parts), precision.net(net)
     batch = [(pixels, labels)] if parts == 1 else zip(paddle.split(pixels, parts), paddle.split(labels, parts))
     for part, (some_pixels, some_labels) in enumerate(batch):
         images = datasets.normalize(some_pixels)
         with conv_algorithms.shared_images(images):
-            objective.step(forward, archs, images, some_labels, gradients, moment._replace(part=part))
+            run = forward if share == "images" else sharing.subnets_shared(forward, archs, images, net.num_classes)
+            objective.step(run, archs, images, some_labels, gradients, moment._replace(part=part))
     return gradients.means()
 
 
@@ -232,7 +234,7 @@ def _diverged(what, step, run, settings):
 def require_runnable(images: datasets.ImageSet, settings: TrainSettings) -> None:
     """Raise `UserError` now, before images are decoded, for a run that could not take a step or keep anything."""
     files.require_writable(os.path.join(settings.save_dir, "config.yaml"))
-    per_epoch = loader.steps_per_epoch(images, settings.batch_size, runtime.world_size())
+    per_epoch = loader.steps_per_epoch(images, settings.batch_size, sharing.image_share(settings)[1])
     if settings.train_cache:
         cache.require_folder(images)
     if settings.batch_size % settings.accumulate:
@@ -257,10 +259,10 @@ def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.
 
     validate_of(images): makes the `validate` of `fit` for an image set.
     """
-    world_size = runtime.world_size()
+    _, batches = sharing.image_share(settings)
     kept_out = held_out.count(images) if any(stage.strata for stage in stages) else 0
-    per_epoch = (len(images.train) - kept_out) // (settings.batch_size * world_size)
-    few = datasets.subset(images, 2 * settings.batch_size * world_size + kept_out, settings.batch_size)
+    per_epoch = (len(images.train) - kept_out) // (settings.batch_size * batches)
+    few = datasets.subset(images, 2 * settings.batch_size * batches + kept_out, settings.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(settings, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
                                     warmup_steps=None, visualdl=False, train_cache=False)
@@ -274,6 +276,6 @@ def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.
                 made += settings.max_epoch * per_epoch // settings.save_every_steps
             saved = min(KEEP_CHECKPOINTS + 1, made) + 1  # the newest, the best, and what is published
             runtime.log_main(f"dry run passed. A real run: {settings.max_epoch} epochs of {per_epoch} steps, "
-                             f"{settings.max_epoch * per_epoch} steps in all, {settings.batch_size * world_size} "
+                             f"{settings.max_epoch * per_epoch} steps in all, {settings.batch_size * batches} "
                              f"images each; up to {saved} checkpoints of {size / 1e6:.1f} MB in {settings.save_dir}")
     return accuracies

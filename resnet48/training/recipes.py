@@ -14,6 +14,7 @@ import numpy as np
 
 from ..space.arch import SearchSpace
 from ..space.split import Split
+from ..system import runtime
 from ..system.errors import UserError, quoted, shown
 from ..system.options import StandaloneSettings, SupernetSettings, TrainSettings, TruthSettings
 from . import few_shot, objectives, optim, samplers
@@ -90,14 +91,17 @@ def supernet(settings: SupernetSettings, candidates: SearchSpace | samplers.Arch
     return stages
 
 
-def in_steps(stages: list[Stage], settings: TrainSettings, steps_per_epoch: int, world_size: int) -> list[Span]:
-    """The stages in steps: they share out `max_epoch` in proportion to their epochs. The last ends with the run."""
+def in_steps(stages: list[Stage], settings: TrainSettings, steps_per_epoch: int, batches: int) -> list[Span]:
+    """The stages in steps: they share out `max_epoch` in proportion to their epochs. The last ends with the run.
+
+    batches: in a step, over all processes.
+    """
     scale, done, first, spans = settings.max_epoch / sum(stage.epochs for stage in stages), 0.0, 0, []
     for index, stage in enumerate(stages):
         done += stage.epochs * scale
         last = settings.max_epoch * steps_per_epoch if index == len(stages) - 1 else \
             optim.epochs_to_steps(done, steps_per_epoch)
-        base = optim.scaled_lr(stage.lr or settings.lr, settings.batch_size, world_size)
+        base = optim.scaled_lr(stage.lr or settings.lr, settings.batch_size, batches)
         seed = settings.seed if index == 0 else int(np.random.SeedSequence((settings.seed, index)).generate_state(1)[0])
         warmup = warmup_steps(stage, index, settings, steps_per_epoch)
         lr_of = optim.schedule(settings, base, last - first, warmup, steps_per_epoch)
@@ -159,6 +163,8 @@ def _stage(settings, given, candidates, teacher):
     objective = objective_class(**{"label_smoothing": settings.label_smoothing, **values})
     if objective.needs_teacher and teacher is None:
         raise UserError(f"--objective {shown(objective_text)} distils from the full net, so it needs --pretrained")
+    if settings.share == "subnets":
+        _require_shareable(objective, objective_text, settings.dyna_batch_size)
     objective.prepare(candidates, teacher)
     strata = sampler.adapts and sampler.adapts(candidates)
 
@@ -179,6 +185,15 @@ def _stage(settings, given, candidates, teacher):
     lengths = {} if given is None else {"epochs": given.epochs, "lr": given.lr, "warmup": given.warmup}
     return Stage(sample, objective, (*sampler.roles, *objective.roles), split=split, strata=strata,
                  fairness=_fairness(settings, candidates, sampler, sampler_text), **lengths)
+
+
+def _require_shareable(objective, text, count):
+    if not objective.logits_only:
+        raise UserError(f"--objective {shown(text)} needs more of a step's subnets than the logits of each, so they "
+                        "cannot be shared out: --share images")
+    if runtime.world_size() > count:
+        raise UserError(f"--share subnets: {runtime.world_size()} processes are more than the {count} subnets of a "
+                        "step (--dyna_batch_size)")
 
 
 def _fairness(settings, candidates, sampler, text):

@@ -14,7 +14,7 @@ from ..space.split import Split
 from ..system import config, files, runtime
 from ..system.errors import UserError
 from ..system.options import TrainSettings
-from . import checkpoint, optim, recipes, resume
+from . import checkpoint, optim, recipes, resume, sharing
 from .precision import Precision
 
 
@@ -124,8 +124,8 @@ def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, s
 
     Raises `UserError` for a checkpoint in `settings.save_dir` that this run cannot resume exactly.
     """
-    world_size = runtime.world_size()
-    per_epoch = steps_per_epoch(images, settings.batch_size, world_size)
+    _, batches = sharing.image_share(settings)
+    per_epoch = steps_per_epoch(images, settings.batch_size, batches)
     split = recipes.split_of(stages)
 
     def new_optimizer():
@@ -136,17 +136,17 @@ def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, s
     if split and net.split not in (None, split):
         raise UserError(f"--pretrained holds a net that is split by the {net.split}, and the recipe splits it by the "
                         f"{split}; a net can be split once")
-    facts = {"ranks": world_size, "images": len(images.train), "names": images.train.names_digest(),
+    facts = {"ranks": runtime.world_size(), "images": len(images.train), "names": images.train.names_digest(),
              "classes": list(images.classes), "settings": config.as_data(settings), "paddle": paddle.__version__}
     run = Run(net, new_optimizer, Precision(settings.precision), optim.Ema(net, settings.ema) if settings.ema else None,
-              recipes.in_steps(stages, settings, per_epoch, world_size), per_epoch, facts)
+              recipes.in_steps(stages, settings, per_epoch, batches), per_epoch, facts)
     found = resume.find(net, facts, settings, split)
     if found:
         resume.require_length(found, run.steps, settings)
         run.load(found)
         runtime.log_main(f"resumed {found.path} at step {run.step}")
         note = resume.change_of_length(found, settings, lambda settings: recipes.span_at(
-            recipes.in_steps(stages, settings, per_epoch, world_size), run.step))
+            recipes.in_steps(stages, settings, per_epoch, batches), run.step))
         if note:
             runtime.log_main(note)
     runtime.broadcast_from_rank0(net.state_dict().values())
@@ -154,5 +154,5 @@ def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, s
         files.write_text(os.path.join(settings.save_dir, "config.yaml"), config.dump(settings))
     runtime.log_main(f"training {images.name}: {len(images.train)} images of {len(images.classes)} classes, "
                      f"{images.size} px; steps {run.step} to {run.steps}, {per_epoch} per epoch, "
-                     f"on {world_size} process(es); images by {transforms.libraries()}")
+                     f"on {runtime.world_size()} process(es); images by {transforms.libraries()}")
     return run

@@ -23,6 +23,8 @@ class ConflictAware(InPlaceDistillation):
 
     start: float = 0.0
 
+    logits_only = False
+
     def step(self, net, archs, images, labels, gradients, moment):
         if moment.epoch < self.start:
             return super().step(net, archs, images, labels, gradients, moment)

@@ -31,6 +31,10 @@ class InPlaceDistillation(Objective):
 
     dropout: float = 0.0
 
+    @property
+    def logits_only(self):
+        return not self.dropout
+
     def prepare(self, candidates, teacher):
         super().prepare(candidates, teacher)
         if not 0 <= self.dropout < 1:

@@ -36,6 +36,7 @@ class NoveltyArchive(CrossEntropy):
     recent: int = 50
 
     roles = ("archive",)
+    logits_only = False
 
     def prepare(self, candidates, teacher):
         super().prepare(candidates, teacher)
@@ -110,6 +111,7 @@ class LookBack(InPlaceDistillation):
     count: int = 5
 
     roles = ("look_back",)
+    logits_only = False
 
     def prepare(self, candidates, teacher):
         super().prepare(candidates, teacher)

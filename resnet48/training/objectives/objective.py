@@ -79,6 +79,8 @@ class Objective:
     """The base of all. label_smoothing: part of the label spread over all classes (arXiv 1512.00567, section 7).
 
     roles: names of losses beside the roles of the sampler. views: how many crops of each image a step sees.
+    logits_only: whether a step runs each of its subnets once, needs nothing of them but their logits, and hands each
+    loss to `Gradients.add`; then processes can share the subnets out.
     needs_teacher: whether it distils from a fixed net, which it finds in `teacher`: images [N, 3, H, W] to logits
     [N, classes].
     """
@@ -87,6 +89,7 @@ class Objective:
 
     roles = ()
     views = 1
+    logits_only = False
     needs_teacher = False
     teacher = None
 
@@ -152,6 +155,8 @@ class Standalone(Objective):
 
 class CrossEntropy(Objective):
     """Each subnet by cross-entropy to the labels."""
+
+    logits_only = True
 
     def step(self, net, archs, images, labels, gradients, moment):
         for role, arch in archs:

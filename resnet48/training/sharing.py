@@ -1,0 +1,60 @@
+"""What the processes of a launch share out of a step: its images, or its subnets."""
+
+import collections
+from collections.abc import Callable, Sequence
+
+import paddle
+
+from ..space.arch import ArchConfig
+from ..system import runtime
+from ..system.errors import UserError
+from ..system.options import TrainSettings
+from .samplers import Pairs
+
+
+def image_share(settings: TrainSettings) -> tuple[int, int]:
+    """(part, parts): which part of the images of a step is this process's. With shared subnets all have all images."""
+    return (runtime.rank(), runtime.world_size()) if settings.share == "images" else (0, 1)
+
+
+def combine_gradients(settings: TrainSettings) -> Callable:
+    """How the gradients of the processes become those of the step: an average over images, or a sum over subnets."""
+    return runtime.average_gradients if settings.share == "images" else runtime.sum_gradients
+
+
+def owners(costs: Sequence[float], processes: int) -> list[int]:
+    """Which process takes each of some jobs: the longest first, each by the process with the least to do until then.
+
+    Longest processing time first (Graham, SIAM Journal on Applied Mathematics 17, 1969), at most 4/3 of the best.
+    """
+    loads, taken_by = [0.0] * processes, [0] * len(costs)
+    for job in sorted(range(len(costs)), key=lambda job: -costs[job]):
+        taken_by[job] = loads.index(min(loads))
+        loads[taken_by[job]] += costs[job]
+    return taken_by
+
+
+def subnets_shared(net: Callable, archs: Pairs, images: paddle.Tensor, classes: int) -> Callable:
+    """`net` for one step whose subnets are shared out: a function (images, arch) that gives each subnet's logits once.
+
+    net(images, arch): logits [N, classes]; images: float32 [N, 3, H, W], the same in every process. This process runs
+    its own subnets at once. Of the others it learns the logits, without a graph, so their losses have no gradients here.
+    The function raises `UserError` for anything but the subnets of the step.
+    """
+    every = [arch for _, arch in archs]
+    taken_by = owners([arch.macs() for arch in every], runtime.world_size())
+    own = {place: net(images, arch) for place, arch in enumerate(every) if taken_by[place] == runtime.rank()}
+    nothing = paddle.zeros([images.shape[0], classes])
+    known = runtime.summed(paddle.stack([own[place].detach() if place in own else nothing
+                                         for place in range(len(every))]))
+    waiting = collections.defaultdict(collections.deque)
+    for place, arch in enumerate(every):
+        waiting[arch].append(own.get(place, known[place]))
+
+    def logits(images: paddle.Tensor, arch: ArchConfig | None = None, *others) -> paddle.Tensor:
+        if others or not waiting[arch]:
+            raise UserError("--share subnets: this objective runs more than each subnet of a step once, so its subnets "
+                            "cannot be shared out; --share images does without")
+        return waiting[arch].popleft()
+
+    return logits
