@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -13,10 +14,15 @@ sys.path.insert(0, ROOT)
 STOCK = {"MKL_DEBUG_CPU_TYPE": "0", "RESNET48_KEEP_MEMORY": "0", "FLAGS_use_stride_kernel": "1"}
 
 
-def child(program, arguments, environment, python=sys.executable):
-    """Run `program` again with these arguments in an environment; the last line it prints, as JSON."""
-    done = subprocess.run([python, program, *map(str, arguments)], env={**os.environ, **environment},
-                          stdout=subprocess.PIPE, text=True, check=True)
+def child(program, arguments, environment, python=sys.executable, processes=1):
+    """Run `program` again with these arguments in an environment; the last line it prints, as JSON.
+
+    processes: more than one by Paddle's launcher; then what the first of them prints.
+    """
+    with tempfile.TemporaryDirectory() as logs:
+        launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", logs]
+        done = subprocess.run([python, *(launcher if processes > 1 else []), program, *map(str, arguments)],
+                              env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -29,8 +35,10 @@ def take_the_librarys_convolution():
 
 
 def clock():
-    """Seconds, of the processor where there is one thread: what neighbours take does not count then."""
-    return time.process_time() if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter()
+    """Seconds, of the processor where there is one thread and nobody to wait for: what neighbours take does not count.
+    """
+    alone = os.environ.get("OMP_NUM_THREADS") == "1" and "PADDLE_TRAINER_ID" not in os.environ
+    return time.process_time() if alone else time.perf_counter()
 
 
 def best_rate():

@@ -5,8 +5,8 @@
 
 The same archs, images, threads and work; PyTorch in the memory format it is faster in (torch_supernet.py), training in
 float32, evaluating each subnet on its own in float32 and under bf16 autocast. Ours evaluates over the tree
-(evaluator.py). Ratios above 1 say that ours is faster. With one thread,
-processor time counts, else time.
+(evaluator.py). The narrow sandwich step also with its subnets shared out to processes of one thread each
+(`--share subnets`). Ratios above 1 say that ours is faster. With one thread, processor time counts, else time.
 """
 
 import argparse
@@ -22,6 +22,19 @@ PEER = os.path.join(common.ROOT, "benchmarks", "torch_supernet.py")
 ROUNDS = 3  # each way in turn, because a machine with neighbours changes its speed
 
 
+def peer(arguments, threads, python):
+    """Seconds of PyTorch in the faster of its memory formats, for each number; without those in which it crashes."""
+    found = []
+    for memory_format in ("contiguous_format", "channels_last"):
+        try:
+            found.append(common.child(PEER, [memory_format, *arguments], {"OMP_NUM_THREADS": str(threads)}, python))
+        except subprocess.CalledProcessError as error:
+            if error.returncode > 0:  # no signal
+                raise
+            print(f"PyTorch crashes in {memory_format}: {' '.join(map(str, arguments))[:60]}", flush=True)
+    return {name: min(each[name] for each in found) for name in found[0]}
+
+
 def in_turn(theirs, ours):
     """What two children printed, as the least of each number over the rounds; in all of them the same names."""
     rounds = [(theirs(), ours()) for _ in range(ROUNDS)]
@@ -30,7 +43,7 @@ def in_turn(theirs, ours):
 
 def compare_steps(name, threads, python):
     work, environment = train_step.WORKS[name], {"OMP_NUM_THREADS": str(threads)}
-    theirs, ours = in_turn(lambda: common.child(PEER, [name], environment, python),
+    theirs, ours = in_turn(lambda: peer([name], threads, python),
                            lambda: common.child(train_step.__file__, ["--child", "peer", name], environment))
     print(f"{name if name == 'narrow' else f'{name} px'}, batch {work.batch}, {threads} thread(s), PyTorch "
           f"{theirs['version']}")
@@ -41,11 +54,22 @@ def compare_steps(name, threads, python):
               f"{images[1] / images[0]:5.2f}", flush=True)
 
 
+def compare_shared(name, processes, python):
+    """A sandwich step on several threads, against ours in as many processes of one thread."""
+    work = train_step.WORKS[name]
+    theirs, ours = in_turn(
+        lambda: peer([name], processes, python),
+        lambda: common.child(train_step.__file__, ["--child", "shared", name], {}, processes=processes))
+    images, _ = train_step.speeds(work, ours["sandwich flops"], [theirs["sandwich"], ours["sandwich"]])
+    print(f"{name}, batch {work.batch}, sandwich step, images/s: PyTorch with {processes} threads {images[0]:.1f}, ours in "
+          f"{processes} processes that share its subnets {images[1]:.1f}; ratio {images[1] / images[0]:.2f}", flush=True)
+
+
 def compare_evaluation(size, threads, python, path):
     count, images = evaluator.SIZES[size]
     codes, environment = ",".join(arch.code for arch in evaluator.archs_of(path, count)), {
         "OMP_NUM_THREADS": str(threads)}
-    theirs, ours = in_turn(lambda: common.child(PEER, [codes, size, images], environment, python), lambda: common.child(
+    theirs, ours = in_turn(lambda: peer([codes, size, images], threads, python), lambda: common.child(
         evaluator.__file__, ["--child", "tree", codes, size, images], environment))
     rates = [count * images / seconds for seconds in (theirs["float32"], theirs["bf16"], ours["seconds"])]
     print(f"evaluation at {size} px, {threads} thread(s), {count} archs, {images} images, subnet-images/s: PyTorch "
@@ -71,6 +95,8 @@ def main():
             compare_steps(name, threads, arguments.python)
             if name in ("64", "224"):
                 compare_evaluation(int(name), threads, arguments.python, arguments.archs)
+            if name == "narrow" and threads > 1:
+                compare_shared(name, threads, arguments.python)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ Tried without gain, or with too little to pay for its code (ratios of processor 
   64 images, .97 to 1.1 elsewhere, but laying them out takes as much longer as about one call saves;
 - Winograd's tiles cut, transformed and put together by loops that numba compiles, with nothing gathered: .7 to 1.1 in
   the best of three ways to write them;
+- bfloat16 on a CPU: Paddle 3.3.1 has no matrix product for it there;
 - batch norm that moves the running statistics of the largest net in place: Paddle refuses the graphs of two subnets.
 """
 

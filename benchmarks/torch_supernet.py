@@ -1,11 +1,11 @@
 """The supernet and its sandwich step written in PyTorch, the way its users would: what benchmarks/peer.py runs against.
 
-    python3 benchmarks/torch_supernet.py WORK
-    python3 benchmarks/torch_supernet.py CODES SIZE IMAGES
+    python3 benchmarks/torch_supernet.py FORMAT WORK
+    python3 benchmarks/torch_supernet.py FORMAT CODES SIZE IMAGES
 
-The first prints the seconds of a step of the standalone full net and of a sandwich step as JSON, in the faster memory
-format; the second those of evaluating each arch on its own, batch-norm statistics included, in float32 and under bf16
-autocast.
+The first prints the seconds of a step of the standalone full net and of a sandwich step as JSON; the second those of
+evaluating each arch on its own, batch-norm statistics included, in float32 and under bf16 autocast. FORMAT is one of
+PyTorch's memory formats, contiguous_format or channels_last.
 """
 
 import json
@@ -115,15 +115,15 @@ def evaluation_seconds(archs, size, images, memory_format, bf16):
     return common.seconds(run, 2)
 
 
-def main(work, size=None, images=None):
+def main(memory_format, work, size=None, images=None):
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cpu_count())))
-    formats = torch.contiguous_format, torch.channels_last
+    memory_format = getattr(torch, memory_format)
     if size:
         archs = [ArchConfig.parse(code) for code in work.split(",")]
-        found = {name: min(evaluation_seconds(archs, int(size), int(images), each, bf16) for each in formats)
+        found = {name: evaluation_seconds(archs, int(size), int(images), memory_format, bf16)
                  for name, bf16 in (("float32", False), ("bf16", True))}
     else:
-        found = {name: min(step_seconds(subnets, WORKS[work], each) for each in formats)
+        found = {name: step_seconds(subnets, WORKS[work], memory_format)
                  for name, subnets in (("full", 1), ("sandwich", 4))}
     print(json.dumps({**found, "version": torch.__version__}))
 
