@@ -200,13 +200,6 @@ def test_the_schedule_is_what_the_settings_say():
     assert [cosine(n) for n in range(8)] == [optim.cosine(n, optim.scaled_lr(1.0, 4, 1), 8, 3) for n in range(8)]
 
 
-def test_a_warm_up_longer_than_the_run_is_noted(tmp_path, capsys):
-    loop.require_runnable(large_images(), settings(tmp_path, warmup=2.0))
-    assert "note" not in capsys.readouterr().out
-    loop.require_runnable(large_images(), settings(tmp_path, warmup_steps=13))
-    assert "note: the warm-up is longer than the run" in capsys.readouterr().out
-
-
 # ---- the loop with all of it
 
 EVERYTHING = dict(ema=0.9, accumulate=2, clip_norm=0.5, no_decay_norm=True, freeze_unused=True, schedule="step",

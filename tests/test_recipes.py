@@ -17,6 +17,7 @@ from resnet48.nets.supernet import Supernet
 from resnet48.system import config, options
 from resnet48.system.errors import Stopped, UserError
 from resnet48.training import checkpoint, loop, objectives, recipes, samplers
+from resnet48.training.run import start
 
 YAML_FILES = sorted(name for name in os.listdir(config.RECIPES) if name.endswith(".yaml"))
 
@@ -120,6 +121,15 @@ def test_stages_share_out_the_run_in_proportion_to_their_epochs():
     assert [first.lr(step) / scale for step in (0, 1, 2, 3)] == pytest.approx([0.5 / 3, 1 / 3, 0.5, 0.5])
     assert second.lr(9) / scale == pytest.approx(1.0)  # a schedule of its own, and no second warm-up
     assert first.seed == SETTINGS.seed != second.seed
+
+
+@pytest.mark.parametrize("warmups, noted", [((1.0, 1.0), []), ((1.5, None), [1]), ((None, 2.0), [2])], ids=str)
+def test_a_warm_up_longer_than_its_stage_is_noted(tmp_path, capsys, warmups, noted):
+    stages = tuple(stage(epochs=1, warmup=warmup, sampler="largest", objective="cross_entropy") for warmup in warmups)
+    run = settings(tmp_path, stages=stages, eval_freq=0)
+    start(Supernet(SPACE, len(CLASSES)), recipes.supernet(run, SPACE), images(), run)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: the warm-up of stage ")]
+    assert [line.split()[5] for line in said] == [str(each) for each in noted]
 
 
 def test_a_sampler_counts_the_steps_of_its_stage():

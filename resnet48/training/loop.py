@@ -234,7 +234,7 @@ def _diverged(what, step, run, settings):
 def require_runnable(images: datasets.ImageSet, settings: TrainSettings) -> None:
     """Raise `UserError` now, before images are decoded, for a run that could not take a step or keep anything."""
     files.require_writable(os.path.join(settings.save_dir, "config.yaml"))
-    per_epoch = loader.steps_per_epoch(images, settings.batch_size, sharing.image_share(settings)[1])
+    loader.steps_per_epoch(images, settings.batch_size, sharing.image_share(settings)[1])  # raises where there is none
     if settings.train_cache:
         cache.require_folder(images)
     if settings.batch_size % settings.accumulate:
@@ -246,10 +246,6 @@ def require_runnable(images: datasets.ImageSet, settings: TrainSettings) -> None
         raise UserError("--clip_norm and --clip_value exclude each other")
     if settings.visualdl and not settings.dry_run:
         metrics.require_visualdl()
-    warmup = optim.epochs_to_steps(settings.warmup, per_epoch) if settings.warmup_steps is None else \
-        settings.warmup_steps
-    if warmup > settings.max_epoch * per_epoch:
-        runtime.log_main("note: the warm-up is longer than the run, which never reaches its learning rate")
     runtime.usable_precision(settings.precision)
 
 
@@ -266,7 +262,8 @@ def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(settings, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,
                                     warmup_steps=None, visualdl=False, train_cache=False)
-        of_one_length = [dataclasses.replace(stage, epochs=1.0) for stage in stages]  # a step in each, if there are two
+        # A step in each, if there are two.
+        of_one_length = [dataclasses.replace(stage, epochs=1.0, warmup=None) for stage in stages]
         accuracies = fit(net, of_one_length, few, short, validate_of(few))
         if runtime.rank() == 0:
             checkpoint.build(checkpoint.load(folder))

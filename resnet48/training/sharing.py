@@ -38,7 +38,7 @@ def subnets_shared(net: Callable, archs: Pairs, images: paddle.Tensor, classes: 
     """`net` for one step whose subnets are shared out: a function (images, arch) that gives each subnet's logits once.
 
     net(images, arch): logits [N, classes]; images: float32 [N, 3, H, W], the same in every process. This process runs
-    its own subnets at once. Of the others it learns the logits, without a graph, so their losses have no gradients here.
+    its own subnets at once. Of the others it learns the logits, without a graph: their losses give no gradients here.
     The function raises `UserError` for anything but the subnets of the step.
     """
     every = [arch for _, arch in archs]
