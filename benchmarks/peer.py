@@ -61,7 +61,7 @@ def compare_shared(name, processes, python):
         lambda: peer([name], processes, python),
         lambda: common.child(train_step.__file__, ["--child", "shared", name], {}, processes=processes))
     images, _ = train_step.speeds(work, ours["sandwich flops"], [theirs["sandwich"], ours["sandwich"]])
-    print(f"{name}, batch {work.batch}, sandwich step, images/s: PyTorch with {processes} threads {images[0]:.1f}, ours "
+    print(f"{name}, batch {work.batch}, sandwich step, images/s: PyTorch on {processes} threads {images[0]:.1f}, ours "
           f"in {processes} processes that share its subnets {images[1]:.1f}; ratio {images[1] / images[0]:.2f}",
           flush=True)
 
