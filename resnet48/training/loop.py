@@ -134,8 +134,8 @@ def _gradients(objective, precision, net, archs, pixels, labels, moment, parts=1
     for part, (some_pixels, some_labels) in enumerate(batch):
         images = datasets.normalize(some_pixels)
         with conv_algorithms.shared_images(images):
-            run = forward if share == "images" else sharing.subnets_shared(forward, archs, images, net.num_classes)
-            objective.step(run, archs, images, some_labels, gradients, moment._replace(part=part))
+            subnets = forward if share == "images" else sharing.subnets_shared(forward, archs, images, net.num_classes)
+            objective.step(subnets, archs, images, some_labels, gradients, moment._replace(part=part))
     return gradients.means()
 
 
