@@ -59,7 +59,8 @@ def compare_shared(name, processes, python):
     work = train_step.WORKS[name]
     theirs, ours = in_turn(
         lambda: peer([name], processes, python),
-        lambda: common.child(train_step.__file__, ["--child", "shared", name], {}, processes=processes))
+        lambda: common.child(train_step.__file__, ["--child", "shared", name], {"OMP_NUM_THREADS": "1"},
+                             processes=processes))
     images, _ = train_step.speeds(work, ours["sandwich flops"], [theirs["sandwich"], ours["sandwich"]])
     print(f"{name}, batch {work.batch}, sandwich step, images/s: PyTorch on {processes} threads {images[0]:.1f}, ours "
           f"in {processes} processes that share its subnets {images[1]:.1f}; ratio {images[1] / images[0]:.2f}",
