@@ -88,10 +88,12 @@ def test_a_killed_rank_takes_the_job_down_its_log_is_named_and_as_many_ranks_go_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1, -signal.SIGUSR1),
-                                          (signal.SIGHUP, -signal.SIGHUP)])
+@pytest.mark.parametrize("number, codes", [
+    # Paddle's launcher exits with the number from inside its handler; where that comes while it looks at its ranks, the
+    # exit is swallowed, and it ends with what they ended with.
+    (signal.SIGTERM, {signal.SIGTERM, STOPPED}), (signal.SIGUSR1, {-signal.SIGUSR1}), (signal.SIGHUP, {-signal.SIGHUP})])
 def test_ranks_stop_with_a_checkpoint_whether_their_launcher_passes_a_signal_on_or_dies_of_it(
-        tmp_path, monkeypatch, number, code):
+        tmp_path, monkeypatch, number, codes):
     photos = image_folder(tmp_path / "images")
     monkeypatch.chdir(tmp_path)
     with Program("-m paddle.distributed.launch", "--nproc_per_node", 2, patient(tmp_path), "run", *ENDLESS,
@@ -99,7 +101,7 @@ def test_ranks_stop_with_a_checkpoint_whether_their_launcher_passes_a_signal_on_
         job.until("step 2 ")
         ranks = [of_rank(rank, job.process.pid) for rank in (0, 1)]
         job.process.send_signal(number)
-        assert job.ended().code == code
+        assert job.ended().code in codes
         wait_until(lambda: not any(os.path.exists(f"/proc/{rank}") for rank in ranks))
     logs = [(tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in (0, 1)]
     why = "SIGTERM" if number == signal.SIGTERM else "the end of its launcher"
