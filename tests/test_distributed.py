@@ -91,7 +91,8 @@ def test_a_killed_rank_takes_the_job_down_its_log_is_named_and_as_many_ranks_go_
 @pytest.mark.parametrize("number, codes", [
     # Paddle's launcher exits with the number from inside its handler; where that comes while it looks at its ranks, the
     # exit is swallowed, and it ends with what they ended with.
-    (signal.SIGTERM, {signal.SIGTERM, STOPPED}), (signal.SIGUSR1, {-signal.SIGUSR1}), (signal.SIGHUP, {-signal.SIGHUP})])
+    (signal.SIGTERM, {signal.SIGTERM, STOPPED}), (signal.SIGUSR1, {-signal.SIGUSR1}),
+    (signal.SIGHUP, {-signal.SIGHUP})])
 def test_ranks_stop_with_a_checkpoint_whether_their_launcher_passes_a_signal_on_or_dies_of_it(
         tmp_path, monkeypatch, number, codes):
     photos = image_folder(tmp_path / "images")
