@@ -167,7 +167,8 @@ def remembered(path):
 
 @pytest.mark.parametrize("stops, more", [((4, PER_EPOCH), {}), ((3, 8), {"ema": 0.9, "accumulate": 2})], ids=str)
 def test_a_warm_start_resumes_bit_for_bit_inside_and_after_its_stage(tmp_path, stops, more):
-    whole = settings(tmp_path / "whole", stages=STAGES, save_every_steps=2, **more)
+    # lr 1 of the small runs diverges on some processors, whose sums are in another order.
+    whole = settings(tmp_path / "whole", stages=STAGES, save_every_steps=2, lr=0.1, **more)
     through, parts = trained(whole), dataclasses.replace(whole, save_dir=str(tmp_path / "parts"))
     for stop in stops:
         assert trained(parts, stop_after=stop, build_first=True) is None
