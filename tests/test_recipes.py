@@ -128,8 +128,19 @@ def test_a_warm_up_longer_than_its_stage_is_noted(tmp_path, capsys, warmups, not
     stages = tuple(stage(epochs=1, warmup=warmup, sampler="largest", objective="cross_entropy") for warmup in warmups)
     run = settings(tmp_path, stages=stages, eval_freq=0)
     start(Supernet(SPACE, len(CLASSES)), recipes.supernet(run, SPACE), images(), run)
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: the warm-up of stage ")]
-    assert [line.split()[5] for line in said] == [str(each) for each in noted]
+    assert noted_stages(capsys) == noted
+
+
+@pytest.mark.parametrize("more, noted", [({"warmup": 2.0}, []), ({"warmup_steps": 13}, [1])], ids=str)
+def test_a_dry_run_notes_a_warm_up_longer_than_the_real_run_of_12_steps(tmp_path, capsys, more, noted):
+    run = settings(tmp_path, **more)
+    loop.dry_run(Supernet(SPACE, len(CLASSES)), recipes.supernet(run, SPACE), images(), run, lambda few: None)
+    assert noted_stages(capsys) == noted
+
+
+def noted_stages(capsys):
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    return [int(words[5]) for words in lines if words[:5] == ["note:", "the", "warm-up", "of", "stage"]]
 
 
 def test_a_sampler_counts_the_steps_of_its_stage():

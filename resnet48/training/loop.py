@@ -258,6 +258,7 @@ def dry_run(net: paddle.nn.Layer, stages: list[recipes.Stage], images: datasets.
     _, batches = sharing.image_share(settings)
     kept_out = held_out.count(images) if any(stage.strata for stage in stages) else 0
     per_epoch = (len(images.train) - kept_out) // (settings.batch_size * batches)
+    recipes.note_long_warmups(recipes.in_steps(stages, settings, per_epoch, batches))
     few = datasets.subset(images, 2 * settings.batch_size * batches + kept_out, settings.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         short = dataclasses.replace(settings, max_epoch=1, save_dir=folder, log_freq=1, resume="none", warmup=0.0,

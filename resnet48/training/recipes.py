@@ -123,6 +123,14 @@ def warmup_steps(stage: Stage, index: int, settings: TrainSettings, steps_per_ep
     return optim.epochs_to_steps(warmup, steps_per_epoch)
 
 
+def note_long_warmups(spans: list[Span]) -> None:
+    """A line in the log for each stage that ends before its warm-up does."""
+    for span in spans:
+        if span.warmup_steps > span.last - span.first:
+            runtime.log_main(f"note: the warm-up of stage {span.index + 1} is longer than the stage, which never "
+                             "reaches its learning rate")
+
+
 def split_of(stages: list[Stage]) -> Split | None:
     """How the net of a run is split at its end."""
     return next((stage.split for stage in stages if stage.split), None)

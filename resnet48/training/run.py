@@ -140,10 +140,7 @@ def start(net: paddle.nn.Layer, stages: list[recipes.Stage], images: ImageSet, s
              "classes": list(images.classes), "settings": config.as_data(settings), "paddle": paddle.__version__}
     run = Run(net, new_optimizer, Precision(settings.precision), optim.Ema(net, settings.ema) if settings.ema else None,
               recipes.in_steps(stages, settings, per_epoch, batches), per_epoch, facts)
-    for span in run.spans:
-        if span.warmup_steps > span.last - span.first:
-            runtime.log_main(f"note: the warm-up of stage {span.index + 1} is longer than the stage, which never "
-                             "reaches its learning rate")
+    recipes.note_long_warmups(run.spans)
     found = resume.find(net, facts, settings, split)
     if found:
         resume.require_length(found, run.steps, settings)
