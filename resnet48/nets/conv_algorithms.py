@@ -45,9 +45,14 @@ def convolution(weight: paddle.Tensor, size: int, stride: int = 1,
       multiplies many zeros, but moves nothing.
     - 3x3 on larger maps: Winograd's, which multiplies 2.25 times for an output instead of 9 (4 times at 2 x 2).
     - with a stride or few channels, on small maps: unfolding and one product per image.
-    - 7x7 in training: unfolding and one product, for which `shared_images` are unfolded once for all subnets of a step.
+    - 7x7 in training: unfolding and one product, done once for all subnets of a step where it is the same (see
+      `shared_images`).
     """
     kernel = weight.shape[-1]
+
+    def library(x):
+        return F.conv2d(x, weight, stride=stride, padding=kernel // 2)
+
     if paddle.in_dynamic_mode() and weight.place.is_cpu_place() and weight.dtype == paddle.float32:
         if _suits_dense(weight, size, stride, dense_up_to):
             return _dense(weight, size, stride)
@@ -56,8 +61,8 @@ def convolution(weight: paddle.Tensor, size: int, stride: int = 1,
         if kernel < 7 and (kernel, stride) != (1, 1) and size <= UNFOLD_UP_TO:
             return _unfolded(weight, size, stride)
         if kernel == 7 and size <= IMAGES_UP_TO and paddle.is_grad_enabled() and not weight.stop_gradient:
-            return _of_images(weight, size, stride)
-    return lambda x: F.conv2d(x, weight, stride=stride, padding=kernel // 2)
+            return lambda x: _OfImages.apply(weight, x, stride) if x.stop_gradient else library(x)
+    return library
 
 
 def temporary_values(in_width: int, width: int, kernel: int, size: int) -> int:
@@ -100,10 +105,13 @@ def _suits_winograd(weight, size, stride):
 
 
 def _dense(weight, size, stride):
-    """The convolution as a matrix [C * size^2, O * out^2]."""
+    """The convolution as a matrix, [C * size^2, O * out^2], or the other way round where an output has one pixel."""
     width, in_width, kernel = weight.shape[:3]
     out = -(-size // stride)
     matrix = paddle.matmul(weight.reshape([-1, kernel ** 2]), _taps(kernel, size, stride))
+    if out == 1:  # then it lies in this order already
+        matrix = matrix.reshape([width, in_width * size * size])
+        return lambda x: paddle.matmul(x.flatten(1), matrix, transpose_y=True).reshape([-1, width, 1, 1])
     matrix = matrix.reshape([width, in_width, size * size, out * out]).transpose([1, 2, 0, 3])
     matrix = matrix.reshape([in_width * size * size, width * out * out])
     return lambda x: paddle.matmul(x.flatten(1), matrix).reshape([-1, width, out, out])
@@ -129,23 +137,15 @@ def _unfolded(weight, size, stride):
     return lambda x: paddle.matmul(matrix, F.unfold(x, kernel, stride, kernel // 2)).reshape([-1, width, out, out])
 
 
-def _of_images(weight, size, stride):
-    width, kernel, out = weight.shape[0], weight.shape[-1], (size + stride - 1) // stride
-    matrix = weight.flatten(1)
-
-    def convolve(x):
-        y = paddle.matmul(matrix, _unfolded_images(x, kernel, stride)).reshape([width, -1, out * out])
-        return y.transpose([1, 0, 2]).reshape([-1, width, out, out])
-
-    return convolve
-
-
-_shared = []  # the images of `shared_images`, and once they were needed, what came out by the way they were unfolded
+_shared = []  # the images of `shared_images` and what has been made of them, by kernel and stride
 
 
 @contextlib.contextmanager
 def shared_images(images: paddle.Tensor) -> Iterator[None]:
-    """A block in which `images` [N, 3, H, W] do not change and go through several nets: they are unfolded once."""
+    """A block in which `images` [N, 3, H, W] do not change and go through several nets.
+
+    They are unfolded once, and convolved once with filters that have been among the first of others.
+    """
     _shared[:] = images, {}
     try:
         yield
@@ -153,23 +153,42 @@ def shared_images(images: paddle.Tensor) -> Iterator[None]:
         _shared.clear()
 
 
-def _unfolded_images(x, kernel, stride):
-    """What each tap of the kernel meets at each output of all images: [C * K^2, N * out^2]."""
-    shared = _shared[1] if _shared and _shared[0] is x and x.stop_gradient else {}
-    way = kernel, stride, kernel // 2
-    if way not in shared:
-        unfolded = F.unfold(x, *way)
-        count, taps, outputs = unfolded.shape
-        # The rows of an image after those of another become those of a tap: by `gather`, because a transposition of so
-        # many long rows takes longer.
-        rows = paddle.gather(unfolded.reshape([-1, outputs]), _rows_by_tap(count, taps))
-        shared[way] = rows.reshape([taps, count * outputs])
-    return shared[way]
+class _OfImages(paddle.autograd.PyLayer):
+    """A convolution, by unfolding and one product per image, of images that need no gradient."""
+
+    @staticmethod
+    def forward(context, weight, x, stride):
+        made = _made_of(x, weight.shape[-1], stride)
+        context.save_for_backward(made["unfolded"])
+        context.shape = weight.shape
+        if "filters" in made and _begins_with(made["filters"], weight):
+            return made["outputs"][:, :weight.shape[0]].clone()
+        out = -(-x.shape[2] // stride)
+        y = paddle.matmul(weight.flatten(1), made["unfolded"]).reshape([-1, weight.shape[0], out, out])
+        made.update(filters=weight.clone(), outputs=y.detach())
+        return y
+
+    @staticmethod
+    def backward(context, y_gradient):
+        unfolded, = context.saved_tensor()
+        of_images = paddle.matmul(y_gradient.flatten(2), unfolded, transpose_y=True)
+        return of_images.sum(axis=0).reshape(context.shape), None
 
 
-@functools.lru_cache(maxsize=64)
-def _rows_by_tap(count, taps):
-    return _indices(np.arange(count * taps).reshape(count, taps).T)
+def _made_of(x, kernel, stride):
+    """"unfolded": the images as `F.unfold` gives them, [N, C * K^2, out^2].
+
+    Of shared images also the "filters" that they were convolved with last, and the "outputs" of these.
+    """
+    made = _shared[1] if _shared and _shared[0] is x else {}
+    if (kernel, stride) not in made:
+        made[kernel, stride] = {"unfolded": F.unfold(x, kernel, stride, kernel // 2)}
+    return made[kernel, stride]
+
+
+def _begins_with(filters, others):
+    width = others.shape[0]
+    return width <= filters.shape[0] and bool(paddle.equal_all(filters[:width], others))
 
 
 def _tile(size):
@@ -260,7 +279,12 @@ def _transform(name, tile, pixels, rows):
 def _pixels(x):
     """[N, C, H, W] as [N * H * W + 1, C], one row per pixel; the last row is the zeros beyond every border."""
     width = x.shape[1]
-    return paddle.concat([x.flatten(2).transpose([0, 2, 1]).reshape([-1, width]), paddle.zeros([1, width], x.dtype)])
+    return paddle.concat([x.flatten(2).transpose([0, 2, 1]).reshape([-1, width]), _zeros(width)])
+
+
+@functools.lru_cache(maxsize=None)
+def _zeros(width):
+    return paddle.zeros([1, width])
 
 
 def _maps(name, tile, products, count, size):

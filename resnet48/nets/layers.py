@@ -28,18 +28,19 @@ def batch_norm(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
     In training mode: statistics of the batch, and the running ones of the used channels move (momentum .9 is the part
     that is kept). In evaluation mode: the running ones, which for a subnet are only as good as its calibration.
     """
-    width = x.shape[1]
-    mean, variance = layer._mean, layer._variance
+    width, training = x.shape[1], layer.training
+    running = mean, variance = layer._mean, layer._variance
+    weight, bias = layer.weight, layer.bias
     if width < mean.shape[0]:  # else Paddle 2.6 refuses to export what it takes for a view
-        mean, variance = mean[:width], variance[:width]  # no gradient goes to them: `split` would be slower
-    if layer.training:
+        mean, variance, weight, bias = mean[:width], variance[:width], weight[:width], bias[:width]
+    if training:
         # The kernel moves them in place. Take copies and write them back: whether a slice is a view of its parent
         # depends on a flag of the framework, and the graph of another subnet may still need what it saw.
         mean, variance = mean.clone(), variance.clone()
-    y = F.batch_norm(x, mean, variance, _first(layer.weight, width), _first(layer.bias, width),
-                     training=layer.training, momentum=layer._momentum, epsilon=layer._epsilon)
-    if layer.training:
-        layer._mean[:width], layer._variance[:width] = mean, variance
+    y = F.batch_norm(x, mean, variance, weight, bias, training=training, momentum=layer._momentum,
+                     epsilon=layer._epsilon)
+    if training:
+        running[0][:width], running[1][:width] = mean, variance
     return y
 
 

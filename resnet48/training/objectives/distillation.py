@@ -17,8 +17,7 @@ def soft_cross_entropy(logits: paddle.Tensor, teacher_logits: paddle.Tensor) -> 
 
     Knowledge distillation at temperature 1 (arXiv 1503.02531).
     """
-    target = F.softmax(teacher_logits.detach())
-    return -(target * F.log_softmax(logits)).sum(axis=1).mean()
+    return F.cross_entropy(logits, F.softmax(teacher_logits.detach()), soft_label=True)
 
 
 @dataclass
@@ -88,7 +87,7 @@ def alpha_divergence(logits: paddle.Tensor, teacher_logits: paddle.Tensor, alpha
     gradient of D to q: -sum sg(q rho) log q with rho = w^a / a + 1 / (a (a - 1)), for a = 1 rho = w. The powers of w
     are clamped (AlphaNet, arXiv 2102.07954, eq. 4 to 7). No gradient to the teacher.
     """
-    log_q, log_p = F.log_softmax(logits), F.log_softmax(teacher_logits.detach())
+    log_q, log_p = _log_softmax(logits), _log_softmax(teacher_logits.detach())
     q, log_w = log_q.detach().exp(), log_p - log_q.detach()
     power = (alpha * log_w).exp().clip(max=clamp)
     if alpha == 1:
@@ -97,6 +96,11 @@ def alpha_divergence(logits: paddle.Tensor, teacher_logits: paddle.Tensor, alpha
         divergence = (q * (power - 1)).sum(axis=1) / (alpha * (alpha - 1))
         rho = power / alpha + 1 / (alpha * (alpha - 1))
     return divergence, -(q * rho * log_q).sum(axis=1)
+
+
+def _log_softmax(logits):
+    """As `F.log_softmax`, which on a CPU takes ten times as long for 1000 classes."""
+    return logits - paddle.logsumexp(logits, axis=1, keepdim=True)
 
 
 @dataclass
