@@ -111,3 +111,37 @@ def test_images_are_unfolded_once_for_all_subnets_of_a_step_and_only_for_them(mo
     with conv_algorithms.shared_images(images):
         require_right(images)
     assert len(calls) == 6 and not conv_algorithms._shared
+
+
+def test_filters_that_are_the_first_of_others_get_their_outputs_from_them_and_gradients_of_their_own(monkeypatch):
+    products, real = [], paddle.matmul
+    monkeypatch.setattr(paddle, "matmul", lambda *given, **named: products.append(given) or real(*given, **named))
+    images, weight = paddle.randn([2, 3, 16, 16]), paddle.randn([6, 3, 7, 7])
+    changed = weight.clone()
+    changed[2, 1, 3, 3] += 1
+
+    def gradients(convolve, weights):
+        """Of several convolutions, all of whose graphs are there before the first gradient is made."""
+        weights = [weight.clone().detach() for weight in weights]
+        for weight in weights:
+            weight.stop_gradient = False
+        outputs = [convolve(images, weight, 2) for weight in weights]
+        for place, y in enumerate(outputs):
+            (y.square() * (place + 1)).mean().backward()
+        return [y.numpy() for y in outputs] + [weight.grad.numpy() for weight in weights]
+
+    weights = weight, weight[:4], weight, changed[:4], changed[:2], changed
+    expected = gradients(library, weights)
+    with conv_algorithms.shared_images(images):
+        require_equal(gradients(conv_algorithms.conv2d, weights), expected)
+    forward = len(products) - len(weights)  # each has a product for its gradient
+    assert forward == 3  # of the six filters, of the four of which one has changed, and of all of these
+    require_equal(gradients(conv_algorithms.conv2d, weights), expected)
+    assert len(products) == 3 + 3 * len(weights)  # nothing is kept of images that are not shared
+
+
+def test_images_that_need_a_gradient_get_it():
+    images, weight = paddle.randn([2, 3, 16, 16]), paddle.randn([6, 3, 7, 7])
+    with conv_algorithms.shared_images(images):
+        require_equal(values_and_gradients(conv_algorithms.conv2d, images, weight, 2),
+                      values_and_gradients(library, images, weight, 2))
