@@ -13,6 +13,8 @@
 # OUTPUT      folder for everything that comes out [output/digits, or output/supernet with IMAGE_DIR]
 # GPUS        which GPUs, as nvidia-smi numbers them, such as 3 or 0,1,2,3 [those of CUDA_VISIBLE_DEVICES, where an empty
 #             one means the CPU; without it all that nvidia-smi lists]
+# PROCESSES   on a CPU: how many processes share the subnets of each training step [1; 2 for the built-in digits without
+#             CONFIG or arguments, on Linux with two cores or more]
 # PRETRAINED  weights to start from, such as the official resnet48.pdparams
 # CONFIG      the training's YAML file [configs/digits.yaml, or configs/ranking.yaml with IMAGE_DIR]
 # Relative paths in these are those of the folder that you call this from; what is not there, but in the project's folder,
@@ -54,6 +56,10 @@ if [ -n "${IMAGE_DIR:-}" ]; then
     CONFIG=${CONFIG:-configs/ranking.yaml}
     SAMPLE="200 --space published"
 else
+    # As they come: other settings may need more of the subnets than processes exchange.
+    if [ -z "${PROCESSES:-}${CONFIG:-}$*" ] && [ "$(uname)" = Linux ] && [ "$(nproc)" -gt 1 ]; then
+        PROCESSES=2
+    fi
     OUTPUT=${OUTPUT:-output/digits}
     CONFIG=${CONFIG:-configs/digits.yaml}
     SAMPLE="100 --spread --space configs/spaces/digits.yaml"
@@ -84,7 +90,16 @@ alone() {
     exec "$PYTHON" "$@"
 }
 
-# Run a program, by `launch` or `alone`, and go on only if it ends well. It runs in the background, because a signal
+# A training: as launched, or in processes that share its subnets.
+train() {
+    if [ -z "${GPUS:-}" ] && [ "${PROCESSES:-1}" != 1 ]; then
+        exec "$PYTHON" -m paddle.distributed.launch --nproc_per_node "$PROCESSES" train_supernet.py run \
+            --share subnets "$@"
+    fi
+    launch train_supernet.py run "$@"
+}
+
+# Run a program, by one of these, and go on only if it ends well. It runs in the background, because a signal
 # that this script alone gets, as from `docker stop`, is for the program.
 run() {
     "$@" &
@@ -113,7 +128,7 @@ step() {
 }
 
 step "training the supernet in $OUTPUT/train"
-run launch train_supernet.py run --config "$CONFIG" --save_dir "$OUTPUT/train" ${device:+--device $device} \
+run train --config "$CONFIG" --save_dir "$OUTPUT/train" ${device:+--device $device} \
     ${IMAGE_DIR:+--image_dir "$IMAGE_DIR"} ${PRETRAINED:+--pretrained "$PRETRAINED"} "$@"
 [ -f "$OUTPUT/train/final.pdparams" ] || exit 0 # a dry run
 

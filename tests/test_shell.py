@@ -8,12 +8,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = ("train_supernet.sh", "tests/run.sh", "resnet48/environment.sh")
-TOOLS = ("sh", "dirname", "grep", "paste", "cat", "ls", "tr", "mkdir", "chmod", "touch", "sed", "cp", "head")
+TOOLS = ("sh", "dirname", "grep", "paste", "cat", "ls", "tr", "mkdir", "chmod", "touch", "sed", "cp", "head",
+         "uname")
 PYTEST = "-m pytest -q tests -n 2 --dist worksteal"
 SHELLS = [shell for shell in ("sh", "dash", "bash", "busybox") if shutil.which(shell)]
 
@@ -67,6 +69,9 @@ done
 '''
 
 
+NPROC = '#!/bin/sh\necho "${CORES:-1}"\n'
+
+
 class Machine:
     """A copy of the tree, and a PATH with a few tools and the stand-ins that are installed."""
 
@@ -78,6 +83,7 @@ class Machine:
             shutil.copy(os.path.join(ROOT, name), self.tree / name)
         for tool in TOOLS:
             os.symlink(shutil.which(tool), self.bin / tool)
+        self.install("nproc", NPROC)
 
     def install(self, name, text):
         (self.bin / name).write_text(text)
@@ -272,6 +278,28 @@ def test_with_data_and_a_list_the_real_thing_runs_on_all_gpus(equipped):
     assert "paddle.distributed.launch" not in calls[0]
     assert steps(calls)[-2:] == ["eval_supernet.py report", "eval_supernet.py score"]
     assert all(f"--truth {equipped.bin}/truth.json" in call for call in calls[-2:])
+
+
+SHARED = "python3 -m paddle.distributed.launch --nproc_per_node {} train_supernet.py run --share subnets --config {} "
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere Paddle may lack what processes exchange with")
+def test_on_two_cores_two_processes_share_the_subnets_of_the_digits_as_they_come(equipped):
+    def training(*words, **variables):
+        assert equipped.run("train_supernet.sh", *words, **variables)[::2] == (0, "")
+        first, *rest = equipped.calls()
+        assert not any("paddle.distributed.launch" in call for call in rest)
+        return first
+
+    for cores in "2", "16":
+        assert training(CORES=cores).startswith(SHARED.format(2, "configs/digits.yaml"))
+    for words, variables in ((["--max_epoch", "3"], {}), ([], {"CONFIG": "configs/sandwich.yaml"}),
+                             ([], {"PROCESSES": "1"}), ([], {"IMAGE_DIR": "/data", "ARCHS": "list.json"})):
+        assert training(*words, CORES="2", **variables).startswith("python3 train_supernet.py run --config ")
+    told = {"PROCESSES": "3", "IMAGE_DIR": "/data", "ARCHS": "list.json"}
+    assert training("--seed", "7", **told).startswith(SHARED.format(3, "configs/ranking.yaml"))
+    equipped.install("nvidia-smi", NVIDIA_SMI)
+    assert training(CORES="2", GPU_COUNT="1", **told).startswith("python3 train_supernet.py run --config ")
 
 
 def test_further_words_go_to_the_training(equipped):

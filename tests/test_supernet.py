@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import paddle
 import pytest
@@ -61,6 +63,19 @@ def test_training_moves_the_running_statistics_of_used_channels_only(supernet, n
             assert np.allclose(after[name].numpy()[:used], own.numpy(), atol=1e-6), name
             assert not np.allclose(after[name].numpy()[:used], before[name][:used]), name
             assert np.array_equal(after[name].numpy()[used:], before[name][used:]), name
+
+
+def test_a_net_of_its_own_gives_and_keeps_bit_for_bit_what_shared_layers_would_also_where_it_runs_twice(narrow):
+    net = ResNet48(narrow.largest(), 5)
+    twin, x = copy.deepcopy(net), images()
+    for each, norm in (net, None), (twin, layers.batch_norm):
+        outputs = each(x, norm), each(x + 1, norm)  # both graphs are there before the first gradient is made
+        for y in outputs:
+            y.square().mean().backward()
+    for name, own in net.state_dict().items():
+        assert np.array_equal(own.numpy(), twin.state_dict()[name].numpy()), name
+    for own, other in zip(net.parameters(), twin.parameters(), strict=True):
+        assert own.stop_gradient or np.array_equal(own.grad.numpy(), other.grad.numpy())
 
 
 def test_gradients_of_a_subnet_reach_only_the_slices_it_uses(supernet, narrow):

@@ -44,6 +44,12 @@ def batch_norm(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
     return y
 
 
+def own_batch_norm(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
+    """`batch_norm` with all channels of a layer that no subnets share: its running statistics move in place."""
+    return F.batch_norm(x, layer._mean, layer._variance, layer.weight, layer.bias, training=layer.training,
+                        momentum=layer._momentum, epsilon=layer._epsilon)
+
+
 def batch_norm_of_batch(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
     """`batch_norm` of training mode without its trace: the running statistics stay as they are."""
     width = x.shape[1]

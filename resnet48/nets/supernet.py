@@ -116,11 +116,11 @@ class Supernet(nn.Layer):
                 linear: Callable | None = None) -> paddle.Tensor:
         """Logits [N, classes] of the subnet `arch` for images [N, 3, H, W].
 
-        norm: how a batch norm is done [`layers.batch_norm`], see also `layers.Statistics`; linear: how the classifier
-        is done [`layers.linear`].
+        norm: how a batch norm is done [`layers.batch_norm`], see also `norm_statistics.Statistics`; linear: how the
+        classifier is done [`layers.linear`].
         Raises `ArchError` for an arch that the shared weights cannot serve.
         """
-        return _forward(self.path(arch), images, norm, linear)
+        return _forward(self.path(arch), images, norm or layers.batch_norm, linear)
 
     def path(self, arch: ArchConfig) -> Path:
         """The nodes of a subnet in order, each with its layers here. Raises `ArchError` as `forward` does."""
@@ -139,8 +139,8 @@ class ResNet48(nn.Layer):
 
     def forward(self, images: paddle.Tensor, norm: Callable | None = None,
                 linear: Callable | None = None) -> paddle.Tensor:
-        """Logits [N, classes] for images [N, 3, H, W]. norm, linear: as for `Supernet`."""
-        return _forward(self.path(), images, norm, linear)
+        """Logits [N, classes] for images [N, 3, H, W]. norm [`layers.own_batch_norm`], linear: as for `Supernet`."""
+        return _forward(self.path(), images, norm or layers.own_batch_norm, linear)
 
     def path(self) -> Path:
         """The nodes in order, each with its layers."""
@@ -175,7 +175,7 @@ def _layers(node):
 
 def _forward(path, x, norm, linear):
     for node, layer in path:
-        x = forward_node(node, layer, x, norm or layers.batch_norm, layers.conv, linear or layers.linear)
+        x = forward_node(node, layer, x, norm, layers.conv, linear or layers.linear)
     return x
 
 
