@@ -105,13 +105,14 @@ def _suits_winograd(weight, size, stride):
 
 
 def _dense(weight, size, stride):
-    """The convolution as a matrix, [C * size^2, O * out^2], or the other way round where an output has one pixel."""
+    """The convolution as a matrix [C * size^2, O * out^2].
+
+    In this order, because with [O, C * size^2] MKL rounds the rows of some products differently: what is the same for
+    all images no longer comes out the same, and batch norms multiply the difference by up to 300 a layer.
+    """
     width, in_width, kernel = weight.shape[:3]
     out = -(-size // stride)
     matrix = paddle.matmul(weight.reshape([-1, kernel ** 2]), _taps(kernel, size, stride))
-    if out == 1:  # then it lies in this order already
-        matrix = matrix.reshape([width, in_width * size * size])
-        return lambda x: paddle.matmul(x.flatten(1), matrix, transpose_y=True).reshape([-1, width, 1, 1])
     matrix = matrix.reshape([width, in_width, size * size, out * out]).transpose([1, 2, 0, 3])
     matrix = matrix.reshape([in_width * size * size, width * out * out])
     return lambda x: paddle.matmul(x.flatten(1), matrix).reshape([-1, width, out, out])
