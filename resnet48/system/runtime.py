@@ -1,6 +1,7 @@
 """The process and its peers: device, ranks, collectives, log lines, signals."""
 
 import contextlib
+import math
 import os
 import random
 import select
@@ -257,11 +258,14 @@ def sum_gradients(parameters: Iterable[paddle.Tensor], vote: bool) -> bool:
     if world_size() == 1:
         return vote
     parameters = list(parameters)
-    votes, *counts = all_reduce_sum([vote, *(parameter.grad is not None for parameter in parameters)])
-    present = [parameter for parameter, count in zip(parameters, counts) if count]
-    gradients = [paddle.zeros_like(each) if each.grad is None else each.grad for each in present]
-    for parameter, part in zip(present, _summed_together(gradients)):
-        parameter.grad = part
+    own = [parameter.grad for parameter in parameters]
+    present = paddle.to_tensor([float(vote), *(float(gradient is not None) for gradient in own)])
+    counts, *sums = _summed_together([present, *(paddle.zeros_like(parameter) if gradient is None else gradient
+                                                 for parameter, gradient in zip(parameters, own))])
+    votes, *counts = counts.tolist()
+    for parameter, count, gradient in zip(parameters, counts, sums):
+        if count:
+            parameter.grad = gradient
     return votes > 0
 
 
@@ -269,7 +273,7 @@ def _summed_together(tensors):
     """Several tensors of one type, summed over all ranks in one all-reduce."""
     fused = summed(paddle.concat([tensor.flatten() for tensor in tensors]))
     return [part.reshape(tensor.shape) for part, tensor in
-            zip(fused.split([int(tensor.size) for tensor in tensors]), tensors)]
+            zip(fused.split([math.prod(tensor.shape) for tensor in tensors]), tensors)]
 
 
 def summed(tensor: paddle.Tensor) -> paddle.Tensor:
