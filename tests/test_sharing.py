@@ -8,6 +8,7 @@ from test_recipes import small
 
 from resnet48.images import datasets
 from resnet48.nets.supernet import Supernet
+from resnet48.space.arch import PUBLISHED
 from resnet48.system import runtime
 from resnet48.system.errors import UserError
 from resnet48.training import objectives, recipes, sharing
@@ -30,6 +31,16 @@ def test_no_process_has_more_than_four_thirds_of_the_least_there_can_be(seed):
     splits = np.indices([processes] * len(costs)).reshape(len(costs), -1).T
     best = min(max(np.bincount(split, costs, processes)) for split in splits)
     assert loads.max() <= best * 4 / 3 + 1e-12
+
+
+def test_a_subnet_costs_its_sums_in_wide_nets_and_its_layers_in_narrow_ones():
+    wide, narrow = PUBLISHED, PUBLISHED.narrowed((4, 8, 16, 32), 1)
+    few, many = (len(arch.convolutions()) for arch in (wide.smallest(), wide.largest()))
+    for space, image_size, images, counts_sums in (wide, 64, 32, True), (narrow, 16, 64, False):
+        smallest, largest = space.smallest(), space.largest()
+        ratio = sharing.cost(largest, images, image_size) / sharing.cost(smallest, images, image_size)
+        expected = largest.macs(image_size) / smallest.macs(image_size) if counts_sums else many / few
+        assert ratio == pytest.approx(expected, rel=0.03)
 
 
 def shared_by_two(monkeypatch, rank, objective, archs, known, moment):

@@ -283,7 +283,7 @@ def test_with_data_and_a_list_the_real_thing_runs_on_all_gpus(equipped):
 SHARED = "python3 -m paddle.distributed.launch --nproc_per_node {} train_supernet.py run --share subnets --config {} "
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere Paddle may lack what processes exchange with")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle may lack gloo elsewhere")
 def test_on_two_cores_two_processes_share_the_subnets_of_the_digits_as_they_come(equipped):
     def training(*words, **variables):
         assert equipped.run("train_supernet.sh", *words, **variables)[::2] == (0, "")

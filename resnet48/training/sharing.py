@@ -11,6 +11,10 @@ from ..system.errors import UserError
 from ..system.options import TrainSettings
 from .samplers import Pairs
 
+#: What a convolution and its batch norm cost beside their sums, in multiply-adds that take as long on a CPU: in narrow
+#: nets half of a step is the number of operations.
+LAYER_MACS = 5e6
+
 
 def image_share(settings: TrainSettings) -> tuple[int, int]:
     """(part, parts): which part of the images of a step is this process's. With shared subnets all have all images."""
@@ -34,6 +38,11 @@ def owners(costs: Sequence[float], processes: int) -> list[int]:
     return taken_by
 
 
+def cost(arch: ArchConfig, images: int, image_size: int) -> float:
+    """What a step costs for a subnet, in multiply-adds: those of its values and both gradients, and `LAYER_MACS`."""
+    return 3 * images * arch.macs(image_size) + LAYER_MACS * len(arch.convolutions())
+
+
 def subnets_shared(net: Callable, archs: Pairs, images: paddle.Tensor, classes: int) -> Callable:
     """`net` for one step whose subnets are shared out: a function (images, arch) that gives each subnet's logits once.
 
@@ -42,7 +51,8 @@ def subnets_shared(net: Callable, archs: Pairs, images: paddle.Tensor, classes: 
     The function raises `UserError` for anything but the subnets of the step.
     """
     every = [arch for _, arch in archs]
-    taken_by = owners([arch.macs() for arch in every], runtime.world_size())
+    count, _, size = images.shape[:3]
+    taken_by = owners([cost(arch, count, size) for arch in every], runtime.world_size())
     own = {place: net(images, arch) for place, arch in enumerate(every) if taken_by[place] == runtime.rank()}
     nothing = paddle.zeros([images.shape[0], classes])
     known = runtime.summed(paddle.stack([own[place].detach() if place in own else nothing
