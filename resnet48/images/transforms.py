@@ -5,6 +5,7 @@ Pillow, to the same pixels, and OpenCV resizes three times as fast, to nearly th
 imported or does not know a file, Pillow does its part. `benchmarks/data.py` measures what that is worth.
 """
 
+import functools
 import io
 import math
 from typing import Callable, NamedTuple
@@ -263,6 +264,7 @@ def _averaged(pixels, across, down):
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
+@functools.lru_cache(maxsize=1024)  # small pictures have few factors, and this takes as long as all else for them
 def _smoothing(factor):
     """Weights [2n + 1] that, followed by linear sampling, make the triangle filter of half-width `factor`.
 
