@@ -93,8 +93,8 @@ alone() {
 # A training: as launched, or in processes that share its subnets.
 train() {
     if [ -z "${GPUS:-}" ] && [ "${PROCESSES:-1}" != 1 ]; then
-        exec "$PYTHON" -m paddle.distributed.launch --nproc_per_node "$PROCESSES" train_supernet.py run \
-            --share subnets "$@"
+        exec "$PYTHON" -m paddle.distributed.launch --log_level ERROR --nproc_per_node "$PROCESSES" \
+            train_supernet.py run --share subnets "$@"
     fi
     launch train_supernet.py run "$@"
 }
