@@ -29,10 +29,8 @@ def batch_norm(x: paddle.Tensor, layer: nn.BatchNorm2D) -> paddle.Tensor:
     that is kept). In evaluation mode: the running ones, which for a subnet are only as good as its calibration.
     """
     width, training = x.shape[1], layer.training
-    running = mean, variance = layer._mean, layer._variance
-    weight, bias = layer.weight, layer.bias
-    if width < mean.shape[0]:  # else Paddle 2.6 refuses to export what it takes for a view
-        mean, variance, weight, bias = mean[:width], variance[:width], weight[:width], bias[:width]
+    running = layer._mean, layer._variance
+    mean, variance, weight, bias = (_first(each, width) for each in (*running, layer.weight, layer.bias))
     if training:
         # The kernel moves them in place. Take copies and write them back: whether a slice is a view of its parent
         # depends on a flag of the framework, and the graph of another subnet may still need what it saw.
@@ -65,8 +63,11 @@ def linear(x: paddle.Tensor, layer: nn.Linear) -> paddle.Tensor:
 def _first(weight, *widths):
     """The leading part of a weight along its first axes; the weight itself where nothing is cut.
 
-    By `split` and not by a slice: its gradient is a concatenation, much cheaper than the slice's on a CPU.
+    The weight itself, because Paddle 2.6 refuses to export what it takes for a view. A vector is cut by a slice, all else
+    by `split`: its gradient is a concatenation, much cheaper than the slice's on a CPU, but for vectors.
     """
+    if weight.ndim == 1:
+        return weight if weight.shape[0] == widths[0] else weight[:widths[0]]
     for axis, width in enumerate(widths):
         if width != weight.shape[axis]:
             weight = paddle.split(weight, [width, weight.shape[axis] - width], axis)[0]
