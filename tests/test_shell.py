@@ -280,8 +280,8 @@ def test_with_data_and_a_list_the_real_thing_runs_on_all_gpus(equipped):
     assert all(f"--truth {equipped.bin}/truth.json" in call for call in calls[-2:])
 
 
-SHARED = ("python3 -m paddle.distributed.launch --log_level ERROR --nproc_per_node {} train_supernet.py run --share subnets "
-          "--config {} ")
+SHARED = ("python3 -m paddle.distributed.launch --log_level ERROR --nproc_per_node {} "
+          "train_supernet.py run --share subnets --config {} ")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Paddle may lack gloo elsewhere")

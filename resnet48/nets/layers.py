@@ -63,8 +63,8 @@ def linear(x: paddle.Tensor, layer: nn.Linear) -> paddle.Tensor:
 def _first(weight, *widths):
     """The leading part of a weight along its first axes; the weight itself where nothing is cut.
 
-    The weight itself, because Paddle 2.6 refuses to export what it takes for a view. A vector is cut by a slice, all else
-    by `split`: its gradient is a concatenation, much cheaper than the slice's on a CPU, but for vectors.
+    The weight itself, because Paddle 2.6 refuses to export what it takes for a view. A vector is cut by a slice, all
+    else by `split`: its gradient is a concatenation, much cheaper than the slice's on a CPU, but for vectors.
     """
     if weight.ndim == 1:
         return weight if weight.shape[0] == widths[0] else weight[:widths[0]]
