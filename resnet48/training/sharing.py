@@ -54,7 +54,7 @@ def subnets_shared(net: Callable, archs: Pairs, images: paddle.Tensor, classes: 
     count, _, size = images.shape[:3]
     taken_by = owners([cost(arch, count, size) for arch in every], runtime.world_size())
     own = {place: net(images, arch) for place, arch in enumerate(every) if taken_by[place] == runtime.rank()}
-    nothing = paddle.zeros([images.shape[0], classes])
+    nothing = paddle.zeros([count, classes])
     known = runtime.summed(paddle.stack([own[place].detach() if place in own else nothing
                                          for place in range(len(every))]))
     waiting = collections.defaultdict(collections.deque)
