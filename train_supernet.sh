@@ -93,6 +93,7 @@ alone() {
 # A training: as launched, or in processes that share its subnets.
 train() {
     if [ -z "${GPUS:-}" ] && [ "${PROCESSES:-1}" != 1 ]; then
+        export PYTHONUNBUFFERED=1 # else the launcher holds lines back where they go to a file
         exec "$PYTHON" -m paddle.distributed.launch --log_level ERROR --nproc_per_node "$PROCESSES" \
             train_supernet.py run --share subnets "$@"
     fi
