@@ -4,9 +4,10 @@
     python3 benchmarks/peer.py [--size 64] [--python ANOTHER_ENVIRONMENT/bin/python] [--archs LIST.json]
 
 The same archs, images, threads and work; PyTorch in the memory format it is faster in (torch_supernet.py), training in
-float32, evaluating each subnet on its own in float32 and under bf16 autocast. Ours evaluates over the tree
-(evaluator.py). The narrow sandwich step also with its subnets shared out to processes of one thread each
-(`--share subnets`). Ratios above 1 say that ours is faster. With one thread, processor time counts, else time.
+float32, evaluating each subnet on its own in float32 and, where the processor has it, under bf16 autocast. Ours
+evaluates over the tree (evaluator.py). Where PyTorch has several threads, ours also in as many processes of one thread
+each: the subnets of a sandwich step shared out (`--share subnets`), an evaluation in each process. Ratios above 1 say
+that ours is faster. With one thread, processor time counts, else time.
 """
 
 import argparse
@@ -35,9 +36,9 @@ def peer(arguments, threads, python):
     return {name: min(each[name] for each in found) for name in found[0]}
 
 
-def in_turn(theirs, ours):
-    """What two children printed, as the least of each number over the rounds; in all of them the same names."""
-    rounds = [(theirs(), ours()) for _ in range(ROUNDS)]
+def in_turn(*ways):
+    """What children printed, as the least of each number over the rounds; in all of them the same names."""
+    rounds = [[way() for way in ways] for _ in range(ROUNDS)]
     return [{name: min(found[name] for found in way) for name in way[0]} for way in zip(*rounds)]
 
 
@@ -45,13 +46,17 @@ def compare_steps(name, threads, python):
     work, environment = train_step.WORKS[name], {"OMP_NUM_THREADS": str(threads)}
     theirs, ours = in_turn(lambda: peer([name], threads, python),
                            lambda: common.child(train_step.__file__, ["--child", "peer", name], environment))
-    print(f"{name if name == 'narrow' else f'{name} px'}, batch {work.batch}, {threads} thread(s), PyTorch "
+    print(f"{_title(name)}, batch {work.batch}, {threads} thread(s), PyTorch "
           f"{theirs['version']}")
     print("step      PyTorch: images/s  GFLOP/s | ours: images/s  GFLOP/s | ratio")
     for step in ("full", "sandwich"):
         images, rates = train_step.speeds(work, ours[f"{step} flops"], [theirs[step], ours[step]])
         print(f"{step:9} {images[0]:17.1f}  {rates[0]:7.0f} | {images[1]:14.1f}  {rates[1]:7.0f} | "
               f"{images[1] / images[0]:5.2f}", flush=True)
+
+
+def _title(name):
+    return name if name == "narrow" else f"{name} px"
 
 
 def compare_shared(name, processes, python):
@@ -62,21 +67,29 @@ def compare_shared(name, processes, python):
         lambda: common.child(train_step.__file__, ["--child", "shared", name], {"OMP_NUM_THREADS": "1"},
                              processes=processes))
     images, _ = train_step.speeds(work, ours["sandwich flops"], [theirs["sandwich"], ours["sandwich"]])
-    print(f"{name}, batch {work.batch}, sandwich step, images/s: PyTorch on {processes} threads {images[0]:.1f}, ours "
-          f"in {processes} processes that share its subnets {images[1]:.1f}; ratio {images[1] / images[0]:.2f}",
-          flush=True)
+    print(f"{_title(name)}, batch {work.batch}, sandwich step, images/s: PyTorch on {processes} threads "
+          f"{images[0]:.1f}, ours in {processes} processes that share its subnets {images[1]:.1f}; ratio "
+          f"{images[1] / images[0]:.2f}", flush=True)
 
 
 def compare_evaluation(size, threads, python, path):
     count, images = evaluator.SIZES[size]
-    codes, environment = ",".join(arch.code for arch in evaluator.archs_of(path, count)), {
-        "OMP_NUM_THREADS": str(threads)}
-    theirs, ours = in_turn(lambda: peer([codes, size, images], threads, python), lambda: common.child(
-        evaluator.__file__, ["--child", "tree", codes, size, images], environment))
-    rates = [count * images / seconds for seconds in (theirs["float32"], theirs["bf16"], ours["seconds"])]
-    print(f"evaluation at {size} px, {threads} thread(s), {count} archs, {images} images, subnet-images/s: PyTorch "
-          f"float32 {rates[0]:.0f}, bf16 {rates[1]:.0f}, ours {rates[2]:.0f}; ratio to float32 "
-          f"{rates[2] / rates[0]:.2f}, to bf16 {rates[2] / rates[1]:.2f}", flush=True)
+    codes = ",".join(arch.code for arch in evaluator.archs_of(path, count))
+
+    def ours(threads, processes):
+        return lambda: common.child(evaluator.__file__, ["--child", "tree", codes, size, images],
+                                    {"OMP_NUM_THREADS": str(threads)}, processes=processes)
+
+    theirs, at_once, apart = in_turn(lambda: peer([codes, size, images], threads, python), ours(threads, 1),
+                                     ours(1, threads))
+    archs_and_images = count * images
+    peers = {name: archs_and_images / theirs[name] for name in ("float32", "bf16") if name in theirs}
+    print(f"evaluation at {size} px, {count} archs, {images} images, subnet-images/s: PyTorch on {threads} threads "
+          + ", ".join(f"{name} {rate:.0f}" for name, rate in peers.items()))
+    for way, rate in ((f"{threads} threads", archs_and_images / at_once["seconds"]),
+                      (f"{threads} processes", threads * archs_and_images / apart["seconds"])):
+        print(f"  ours in {way} {rate:.0f}: ratio "
+              + ", ".join(f"to {name} {rate / each:.2f}" for name, each in peers.items()), flush=True)
 
 
 def main():
@@ -97,7 +110,7 @@ def main():
             compare_steps(name, threads, arguments.python)
             if name in ("64", "224"):
                 compare_evaluation(int(name), threads, arguments.python, arguments.archs)
-            if name == "narrow" and threads > 1:
+            if threads > 1:
                 compare_shared(name, threads, arguments.python)
 
 

@@ -4,8 +4,8 @@
     python3 benchmarks/torch_supernet.py FORMAT CODES SIZE IMAGES
 
 The first prints the seconds of a step of the standalone full net and of a sandwich step as JSON; the second those of
-evaluating each arch on its own, batch-norm statistics included, in float32 and under bf16 autocast. FORMAT is one of
-PyTorch's memory formats, contiguous_format or channels_last.
+evaluating each arch on its own, batch-norm statistics included, in float32 and, where the processor has it, under bf16
+autocast. FORMAT is one of PyTorch's memory formats, contiguous_format or channels_last.
 """
 
 import json
@@ -115,13 +115,19 @@ def evaluation_seconds(archs, size, images, memory_format, bf16):
     return common.seconds(run, 2)
 
 
+def has_bf16():
+    """Whether the processor multiplies bfloat16; where it does not, PyTorch takes minutes for what takes seconds."""
+    with open("/proc/cpuinfo") as info:
+        return not {"avx512_bf16", "amx_bf16"}.isdisjoint(info.read().split())
+
+
 def main(memory_format, work, size=None, images=None):
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cpu_count())))
     memory_format = getattr(torch, memory_format)
     if size:
         archs = [ArchConfig.parse(code) for code in work.split(",")]
         found = {name: evaluation_seconds(archs, int(size), int(images), memory_format, bf16)
-                 for name, bf16 in (("float32", False), ("bf16", True))}
+                 for name, bf16 in (("float32", False), ("bf16", True)) if not bf16 or has_bf16()}
     else:
         found = {name: step_seconds(subnets, WORKS[work], memory_format)
                  for name, subnets in (("full", 1), ("sandwich", 4))}
