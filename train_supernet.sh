@@ -79,6 +79,9 @@ elif command -v nvidia-smi >/dev/null 2>&1; then
     GPUS=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, -)
 fi
 
+PYTHONUNBUFFERED=1 # else Paddle's launcher holds lines back where they go to a file
+export PYTHONUNBUFFERED
+
 launch() {
     case "${GPUS:-}" in
         *,*) exec "$PYTHON" -m paddle.distributed.launch --gpu "$GPUS" "$@" ;;
@@ -93,7 +96,6 @@ alone() {
 # A training: as launched, or in processes that share its subnets.
 train() {
     if [ -z "${GPUS:-}" ] && [ "${PROCESSES:-1}" != 1 ]; then
-        export PYTHONUNBUFFERED=1 # else the launcher holds lines back where they go to a file
         exec "$PYTHON" -m paddle.distributed.launch --log_level ERROR --nproc_per_node "$PROCESSES" \
             train_supernet.py run --share subnets "$@"
     fi

@@ -29,6 +29,7 @@ case "$*" in
 esac
 echo "${0##*/} $*" >> "$CALLS"
 [ -z "$SEEN" ] || echo "${CUDA_VISIBLE_DEVICES-unset} $*" >> "$SEEN"
+[ -n "$PYTHONUNBUFFERED" ] || echo "$*" >> "$here/buffered"
 case "$*" in
     "-m venv "*)
         [ ! -f "$here/without_venv" ] || { echo "ensurepip is not available" >&2; exit 1; }
@@ -336,6 +337,16 @@ def test_a_signal_that_the_script_alone_gets_stops_the_program_and_ends_with_the
     said, _ = script.communicate(timeout=600)
     assert script.returncode == 75 and said.splitlines()[-1] == "stopped; the same command resumes"
     assert equipped.calls()[-1] == "told to stop"
+
+
+@pytest.mark.parametrize("variables", [{"GPU_COUNT": "2"}, {"PROCESSES": "2"}], ids=str)
+def test_what_is_launched_writes_its_lines_at_once(equipped, variables):
+    """Else Paddle's launcher holds them back where they go to a file."""
+    equipped.install("nvidia-smi", NVIDIA_SMI)
+    assert equipped.run("train_supernet.sh", **{"GPU_COUNT": "0", **variables})[0] == 0
+    assert "paddle.distributed.launch" in equipped.calls()[0]
+    assert "paddle.distributed.launch" not in "".join(
+        path.read_text() for path in equipped.bin.parent.rglob("buffered"))
 
 
 def test_a_launcher_that_sigterm_has_ended_counts_as_stopped(equipped):
