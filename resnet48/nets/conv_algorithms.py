@@ -66,7 +66,7 @@ def convolution(weight: paddle.Tensor, size: int, stride: int = 1,
 
 
 def temporary_values(in_width: int, width: int, kernel: int, size: int) -> int:
-    """The most values per image that `conv2d` has at once besides its input in evaluation, whichever algorithm it takes.
+    """The most values per image that `conv2d` has at once besides its input, whichever algorithm it takes.
 
     size: height and width of the output in pixels.
     """
@@ -75,7 +75,7 @@ def temporary_values(in_width: int, width: int, kernel: int, size: int) -> int:
     # Winograd's has for every input, with those that fill up the tiles, a copy, four (2.25 in tiles of 4 x 4) in tiles
     # and as many transformed; then the transformed ones, as many products for every output, the output itself and that
     # in another order, twice. (Where it unfolds, the nine copies of an input are the most.)
-    tile = _tile(size, learns=False)
+    tile = _tile(size)
     copies = (tile + 2) ** 2 / tile ** 2
     tiled = (size + -size % tile) ** 2 if size > 1 else 1
     return int(max((1 + 2 * copies) * in_width, copies * in_width + (copies + 3) * width) * tiled)
@@ -87,7 +87,7 @@ def layout_bytes(weight: paddle.Tensor, size: int, stride: int = 1, dense_up_to:
     if _suits_dense(weight, size, stride, dense_up_to):
         values = weight.shape[0] * weight.shape[1] * (size * -(-size // stride)) ** 2
     elif _suits_winograd(weight, size, stride):
-        values = values * (_tile(size, paddle.is_grad_enabled()) + 2) ** 2 // 9
+        values = values * (_tile(size) + 2) ** 2 // 9
     return weight.element_size() * values
 
 
@@ -192,17 +192,13 @@ def _begins_with(filters, others):
     return width <= filters.shape[0] and bool(paddle.equal_all(filters[:width], others))
 
 
-def _tile(size, learns):
-    """Outputs along a tile: with 4 there are fewer products, but 36 values for a filter's 9, too many for small maps.
-
-    On large maps the gradient of the filter sums over so many tiles that the errors of 4 come near to 1e-5 of it: there
-    only where no gradients will be wanted.
-    """
-    return 4 if size > 4 and (size <= 16 or not learns) else 2
+def _tile(size):
+    """Outputs along a tile. With 4 there are fewer products, but a filter has 36 values, too many for small maps."""
+    return 4 if size > 4 else 2
 
 
 def _winograd(weight, size):
-    tile = _tile(size, paddle.is_grad_enabled())
+    tile = _tile(size)
     transformed = paddle.matmul(_both_axes("filter", tile), weight.reshape([-1, 9]), transpose_y=True)
     transformed = transformed.reshape([-1, *weight.shape[:2]])
     return lambda x: _Winograd.apply(x, transformed)
