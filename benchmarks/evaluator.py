@@ -16,7 +16,7 @@ import json
 
 import common
 
-SIZES = {32: (12, 128), 64: (12, 64), 224: (12, 12)}  # pixels: (archs, images)
+SIZES = {32: (12, 128), 64: (12, 64), 224: (6, 12)}  # pixels: (archs, images)
 CLASSES = 1000
 
 
