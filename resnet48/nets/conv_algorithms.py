@@ -43,7 +43,7 @@ def convolution(weight: paddle.Tensor, size: int, stride: int = 1,
     - up to 2 x 2, and where an image has few values: one matrix product of all inputs of an image with all its outputs.
       It leaves out what would be multiplied with padding (8/9 of the work at 1 x 1, 5/9 at 2 x 2) and, on larger maps,
       multiplies many zeros, but moves nothing.
-    - 3x3 on larger maps: Winograd's, which multiplies 2.25 times for an output instead of 9 (4 times at 2 x 2).
+    - 3x3 on larger maps: Winograd's, which multiplies 2.25 times for an output instead of 9 (4 times up to 4 x 4).
     - with a stride or few channels, on small maps: unfolding and one product per image.
     - 7x7 in training: unfolding and one product, done once for all subnets of a step where it is the same (see
       `shared_images`).
