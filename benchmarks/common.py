@@ -65,10 +65,10 @@ def seconds(run, times):
 
 def machine():
     """Processor, cores, versions, in a line."""
-    from resnet48.system.machine import cpu_count  # sets the machine, so before Paddle
+    from resnet48.system.machine import CPU_INFO, cpu_count  # sets the machine, so before Paddle
     import paddle
     name = "unknown processor"
-    with open("/proc/cpuinfo") as info:
+    with open(CPU_INFO) as info:
         for line in info:
             if line.startswith("model name"):
                 name = line.split(":")[1].strip()

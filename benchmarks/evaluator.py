@@ -37,7 +37,7 @@ def archs_of(path, count):
 
 
 def measure(way, codes, size, images):
-    """Seconds for one pass, and what the machine can do. In processes of a launch, of one pass in each at once."""
+    """Seconds for one pass, in processes of a launch one in each at the same time, and what the machine can do."""
     import numpy as np
     import paddle
     from resnet48.evaluation import accuracy, counts, prefix_tree, tree_forward
@@ -69,7 +69,7 @@ def measure(way, codes, size, images):
                 accuracy.count_correct(subnet, pixels, labels, images)
     times = []
     for _ in range(3):  # the first to warm up; where one takes long, the second says enough
-        runtime.all_reduce_sum([0])  # together
+        runtime.all_reduce_sum([0])  # all processes begin together, and the last to end counts
         started = common.clock()
         run()
         runtime.all_reduce_sum([0])

@@ -46,8 +46,7 @@ def compare_steps(name, threads, python):
     work, environment = train_step.WORKS[name], {"OMP_NUM_THREADS": str(threads)}
     theirs, ours = in_turn(lambda: peer([name], threads, python),
                            lambda: common.child(train_step.__file__, ["--child", "peer", name], environment))
-    print(f"{_title(name)}, batch {work.batch}, {threads} thread(s), PyTorch "
-          f"{theirs['version']}")
+    print(f"{_title(name)}, batch {work.batch}, {threads} thread(s), PyTorch {theirs['version']}")
     print("step      PyTorch: images/s  GFLOP/s | ours: images/s  GFLOP/s | ratio")
     for step in ("full", "sandwich"):
         images, rates = train_step.speeds(work, ours[f"{step} flops"], [theirs[step], ours[step]])
@@ -76,19 +75,19 @@ def compare_evaluation(size, threads, python, path):
     count, images = evaluator.SIZES[size]
     codes = ",".join(arch.code for arch in evaluator.archs_of(path, count))
 
-    def ours(threads, processes):
+    def ours(threads_each, processes):
         return lambda: common.child(evaluator.__file__, ["--child", "tree", codes, size, images],
-                                    {"OMP_NUM_THREADS": str(threads)}, processes=processes)
+                                    {"OMP_NUM_THREADS": str(threads_each)}, processes=processes)
 
-    theirs, at_once, apart = in_turn(lambda: peer([codes, size, images], threads, python), ours(threads, 1),
-                                     ours(1, threads))
-    archs_and_images = count * images
-    peers = {name: archs_and_images / theirs[name] for name in ("float32", "bf16") if name in theirs}
+    theirs, in_threads, in_processes = in_turn(lambda: peer([codes, size, images], threads, python), ours(threads, 1),
+                                               ours(1, threads))
+    subnet_images = count * images
+    peers = {name: subnet_images / theirs[name] for name in ("float32", "bf16") if name in theirs}
     print(f"evaluation at {size} px, {count} archs, {images} images, subnet-images/s: PyTorch on {threads} threads "
           + ", ".join(f"{name} {rate:.0f}" for name, rate in peers.items()))
-    for way, rate in ((f"{threads} threads", archs_and_images / at_once["seconds"]),
-                      (f"{threads} processes", threads * archs_and_images / apart["seconds"])):
-        print(f"  ours in {way} {rate:.0f}: ratio "
+    for way, rate in (("threads", subnet_images / in_threads["seconds"]),
+                      ("processes", threads * subnet_images / in_processes["seconds"])):
+        print(f"  ours in {threads} {way} {rate:.0f}: ratio "
               + ", ".join(f"to {name} {rate / each:.2f}" for name, each in peers.items()), flush=True)
 
 

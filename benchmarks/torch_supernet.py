@@ -20,7 +20,7 @@ import common
 from train_step import WORKS, inputs
 
 from resnet48.space.arch import FULL, ArchConfig
-from resnet48.system.machine import cpu_count
+from resnet48.system.machine import CPU_INFO, cpu_count
 
 # Those of resnet48/images/datasets.py, which would bring Paddle into the process.
 MEAN, DEVIATION = (255 * torch.tensor(values).reshape(1, 3, 1, 1) for values in
@@ -117,7 +117,7 @@ def evaluation_seconds(archs, size, images, memory_format, bf16):
 
 def has_bf16():
     """Whether the processor multiplies bfloat16; where it does not, PyTorch takes minutes for what takes seconds."""
-    with open("/proc/cpuinfo") as info:
+    with open(CPU_INFO) as info:
         return not {"avx512_bf16", "amx_bf16"}.isdisjoint(info.read().split())
 
 
